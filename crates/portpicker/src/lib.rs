@@ -1,0 +1,74 @@
+//! Unused network ports that stay unused: for tests, scripts, and servers.
+//!
+//! A test needs the number of a port for a server that it is about to start. Picked by asking
+//! the kernel for any port and letting go of it, the number is somebody else's before the server
+//! binds, once in a hundred runs or once in three. This crate gives numbers that stay the caller's,
+//! with no daemon and nothing to set up:
+//!
+//! ```
+//! let port = portpicker::pick_unused_port()?;
+//! # assert!(port > 0);
+//! # Ok::<(), portpicker::Error>(())
+//! ```
+//!
+//! # What is promised
+//!
+//! Each function says which of these it promises; each includes the one before.
+//!
+//! 1. *unused*: a probe said so, a moment ago. [`is_port_free`].
+//! 2. *leased*: nobody on this host who picks through this library, its command, or a port server
+//!    of this project is given the port until its owner ends; and the kernel gives it to nobody
+//!    by itself, because it lies outside the ephemeral range. [`pick_unused_port`], [`Lease`].
+//! 3. *held*: nobody can bind it. [`Hold`].
+//!
+//! Leases are scoped like ports: by network namespace, across users and containers that share one.
+//!
+//! # Which one to use
+//!
+//! | you have                                    | use                                   |
+//! | ------------------------------------------- | ------------------------------------- |
+//! | a server that takes port 0 and says which   | that: no crate is better              |
+//! | a socket of your own                        | [`bind_port`]                         |
+//! | a server that takes a number                | [`pick_unused_port`]                  |
+//! | a number for the time of a scope            | [`Picker::lease`]                     |
+//! | a range, neighbours, one transport, a wait  | [`Picker`]                            |
+//! | strangers who bind numbers unasked          | [`Picker::hold`]                      |
+//! | a server that takes a listening socket      | [`Picker::hold`] and [`Hold::listen`] |
+//!
+//! # What it does not do
+//!
+//! The library starts no thread, installs no signal handler, prints nothing, and never forks.
+//!
+//! # Code structure
+//!
+//! What depends on the operating system is in `sys/`, a file for each mechanism. `search` is the
+//! heart: lock first, then probe.
+
+mod bind;
+mod candidates;
+mod client;
+mod error;
+mod hold;
+mod lease;
+mod owned;
+mod picker;
+mod port_set;
+mod probe;
+pub mod process;
+mod protocol;
+mod search;
+mod sys;
+mod walk;
+
+pub use bind::bind_port;
+pub use client::{ParseServerAddressError, ServerAddress, request_port};
+pub use error::{Error, Result, Tally};
+pub use hold::Hold;
+pub use lease::Lease;
+pub use owned::{
+    add_reserved_port, find_unused_port, is_port_free, pick_unused_port, pick_unused_ports,
+    return_port,
+};
+pub use picker::{Picker, Server};
+pub use port_set::{ParsePortSetError, PortSet};
+pub use probe::{Family, Kind};

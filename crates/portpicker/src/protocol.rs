@@ -1,0 +1,142 @@
+//! What crosses the socket between a port server and its clients: texts, and no I/O.
+//!
+//! The original protocol, as Google's clients and servers speak it: the client sends a process id
+//! in decimal and a newline, the server answers a port in decimal and a newline and closes, or
+//! closes without a word to refuse. `docs/protocol.md` has it in full.
+
+use std::fmt;
+
+use crate::process::Pid;
+
+/// The most bytes that an answer is read to: a port has five digits and a newline.
+pub(crate) const MAX_ANSWER: usize = 32;
+
+/// A server's answer to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Port(u16),
+    Refusal,
+}
+
+/// Returns the request for a port on behalf of `owner`.
+pub(crate) fn request(owner: Pid) -> Vec<u8> {
+    format!("{owner}\n").into_bytes()
+}
+
+/// Reads an answer from what has come so far; `ended` says that no more will.
+///
+/// Returns `None` while more has to come.
+pub(crate) fn parse_answer(bytes: &[u8], ended: bool) -> Option<Result<Answer, BadAnswer>> {
+    let line = match bytes.iter().position(|&byte| byte == b'\n') {
+        Some(end) => &bytes[..end],
+        None if ended && bytes.is_empty() => return Some(Ok(Answer::Refusal)),
+        // Without its newline an answer may be the first half of one: 1500 of 15000.
+        None if ended => return Some(Err(BadAnswer::cut_off(bytes))),
+        None if bytes.len() >= MAX_ANSWER => bytes,
+        None => return None,
+    };
+    let port = std::str::from_utf8(line)
+        .ok()
+        .and_then(|line| line.trim().parse::<u16>().ok());
+    Some(match port {
+        // portserver.py hangs up to refuse; others send 0.
+        Some(0) => Ok(Answer::Refusal),
+        Some(port) => Ok(Answer::Port(port)),
+        None => Err(BadAnswer::not_a_port(line)),
+    })
+}
+
+/// An answer that is neither a port nor a refusal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BadAnswer {
+    text: String,
+    cut_off: bool,
+}
+
+impl BadAnswer {
+    fn not_a_port(line: &[u8]) -> Self {
+        Self {
+            text: shown(line),
+            cut_off: false,
+        }
+    }
+
+    fn cut_off(line: &[u8]) -> Self {
+        Self {
+            text: shown(line),
+            cut_off: true,
+        }
+    }
+}
+
+/// Returns the beginning of `line` as text that is safe to print.
+fn shown(line: &[u8]) -> String {
+    line[..line.len().min(MAX_ANSWER)]
+        .escape_ascii()
+        .to_string()
+}
+
+impl fmt::Display for BadAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reason = if self.cut_off {
+            "which breaks off"
+        } else {
+            "which is not a port"
+        };
+        write!(f, "it answered `{}`, {reason}", self.text)
+    }
+}
+
+impl std::error::Error for BadAnswer {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_a_port_and_a_newline_or_nothing() {
+        let cases: [(&[u8], Answer); 6] = [
+            (b"15000\n", Answer::Port(15_000)),
+            (b"1\r\n", Answer::Port(1)),
+            (b"65535\nmore", Answer::Port(65_535)),
+            (b"0\n", Answer::Refusal),
+            (b"00000\n", Answer::Refusal),
+            (b"", Answer::Refusal),
+        ];
+        for (bytes, answer) in cases {
+            assert_eq!(parse_answer(bytes, true), Some(Ok(answer)), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn everything_else_is_an_error_that_shows_it() {
+        let long = [b'1'; 100];
+        let cases: [(&[u8], &str); 6] = [
+            (b"\n", "`` is"),
+            (b"65536\n", "65536"),
+            (b"-1\n", "-1"),
+            (b"\xff\0\n", r"\xff\x00"),
+            (b"no port\n", "no port"),
+            (&long, "11111111111111111111111111111111`"),
+        ];
+        for (bytes, text) in cases {
+            let err = parse_answer(bytes, false).unwrap().unwrap_err().to_string();
+            assert!(
+                err.contains(text.trim_end_matches(" is")),
+                "{bytes:?}: {err}"
+            );
+            assert!(err.ends_with("which is not a port"), "{err}");
+        }
+        let err = parse_answer(b"1500", true)
+            .unwrap()
+            .unwrap_err()
+            .to_string();
+        assert_eq!(err, "it answered `1500`, which breaks off");
+    }
+
+    #[test]
+    fn half_an_answer_is_waited_for() {
+        assert_eq!(parse_answer(b"", false), None);
+        assert_eq!(parse_answer(b"1500", false), None);
+    }
+}
