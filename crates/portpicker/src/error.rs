@@ -177,14 +177,34 @@ impl fmt::Display for Error {
                 "a lease for another process ({owner}) needs a port server: without one, a port \
                  belongs to the process that picks it"
             ),
-            Self::Socket { call, address, .. } => {
-                write!(f, "{call}(2) failed for local address {address}")
+            Self::Socket {
+                call,
+                address,
+                source,
+            } => {
+                write!(
+                    f,
+                    "{call}(2) failed for local address {address}{}",
+                    hint(source)
+                )
             }
-            Self::Lock { port, .. } => write!(f, "cannot try the lock of port {port}"),
+            Self::Lock { port, source } => {
+                write!(f, "cannot try the lock of port {port}{}", hint(source))
+            }
             Self::UnfitSocket { reason } => f.write_str(reason),
             Self::Host { host, .. } => write!(f, "cannot bind to `{host}`"),
             Self::Environment { variable, .. } => write!(f, "{variable} is not a set of ports"),
         }
+    }
+}
+
+/// Says what to do about `source`, where that is known.
+fn hint(source: &io::Error) -> &'static str {
+    match rustix::io::Errno::from_io_error(source) {
+        Some(rustix::io::Errno::MFILE) => {
+            " (each leased port takes a descriptor: raise the limit with `ulimit -n`)"
+        }
+        _ => "",
     }
 }
 

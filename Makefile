@@ -1,0 +1,51 @@
+# What a person, and .ci/run, calls. Everything works without root; what needs more than this
+# machine gives is skipped, and listed by name at the end.
+
+FALLBACKS = lock_file poll ipv4
+SKIPPED = $(CURDIR)/target/skipped
+
+# What a fallback's build is not shared with: it has other flags.
+fallback = RUSTFLAGS='--cfg portpicker_force="$(1)"' cargo $(2) --target-dir target/force-$(1)
+
+.PHONY: test format clippy docs unit fallbacks benches bench command clean
+
+test: start format clippy docs unit fallbacks benches command
+	@if [ -s $(SKIPPED) ]; then echo "skipped here:"; sort -u $(SKIPPED) | sed 's/^/  /'; \
+	else echo "nothing was skipped"; fi
+
+.PHONY: start
+start:
+	@mkdir -p target && rm -f $(SKIPPED)
+
+format:
+	cargo fmt --all --check
+
+clippy:
+	cargo clippy --workspace --all-targets -- -D warnings
+
+docs:
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+unit:
+	PORTPICKER_SKIPPED=$(SKIPPED) cargo test --workspace
+
+# Once more with each fallback in the place of the better mechanism.
+fallbacks: $(FALLBACKS:%=fallback-%)
+
+fallback-%:
+	PORTPICKER_SKIPPED=$(SKIPPED) $(call fallback,$*,test) --workspace
+
+# That they run, not what they measure.
+benches:
+	cargo bench --workspace --benches -- --quick
+
+# The README's first command.
+command:
+	cargo run --release -- $$$$
+
+# What they measure: on an idle machine.
+bench:
+	cargo bench --workspace --benches
+
+clean:
+	cargo clean

@@ -1,0 +1,210 @@
+//! What the command understands: one definition for parsing, help, man pages, and completions.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use portpicker::process::Pid;
+use portpicker::{PortSet, ServerAddress};
+
+use crate::exit;
+
+/// Find an unused network port, and keep it.
+///
+/// Prints a port that is unused on TCP and UDP, IPv4 and IPv6, and that nobody else on this
+/// host is given as long as the process PID runs: `port=$(portpicker $$)` in a script gives a port
+/// to the shell that runs it. A small process in the background, the keeper, keeps the port leased
+/// until PID exits; if it is killed, the lease ends early and nothing else happens.
+///
+/// If PORTSERVER_ADDRESS names a port server, it is asked for the port, and keeps it. If it
+/// cannot be reached or refuses, a message says so and the port is picked without it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "portpicker",
+    version,
+    max_term_width = 80,
+    args_conflicts_with_subcommands = true,
+    override_usage = "portpicker [PID [SECONDS]]\n       portpicker <COMMAND> [OPTIONS]",
+    after_long_help = long_after_help(),
+)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) drop_in: DropIn,
+
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// The form that python_portpicker's command has.
+#[derive(Args, Debug)]
+pub(crate) struct DropIn {
+    /// Process that owns the port [default: the parent process]
+    ///
+    /// The port is leased until this process exits. In a script, `$$` is the script itself.
+    #[arg(value_name = "PID", allow_hyphen_values = true)]
+    pub(crate) owner: Option<Pid>,
+
+    /// Keep the port bound as well for so long [default: 0]
+    ///
+    /// Meanwhile nobody can use the port but a server that sets SO_REUSEADDR, as most do; one
+    /// that does not set it is refused until the time is over. Fractions are allowed.
+    #[arg(value_name = "SECONDS", value_parser = parse_seconds, allow_hyphen_values = true)]
+    pub(crate) hold: Option<Duration>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Print one or more unused ports, with all options
+    ///
+    /// The ports are printed one on each line. They are leased, all or none: until their owner
+    /// exits, nobody else on this host is given one of them by portpicker, in whatever language, or
+    /// by a port server of this project. They lie outside the range from which the kernel takes
+    /// ports by itself.
+    #[command(after_long_help = long_after_help())]
+    Pick(PickOptions),
+
+    /// Print the completions for a shell
+    ///
+    /// For example, in ~/.bashrc: `source <(portpicker completions bash)`.
+    Completions {
+        /// Shell to complete in
+        shell: Shell,
+    },
+
+    /// Print a manual page in the format of man(7)
+    ///
+    /// For example: `portpicker manual | man -l -`, or `portpicker manual pick | man -l -`.
+    Manual {
+        /// Command whose page to print [default: portpicker itself]
+        #[arg(value_name = "COMMAND")]
+        page: Option<String>,
+    },
+}
+
+/// The options of `portpicker pick`.
+#[derive(Args, Debug)]
+pub(crate) struct PickOptions {
+    /// How many ports
+    #[arg(
+        short = 'n', long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub(crate) count: u16,
+
+    /// Ports must be neighbours, and are printed in order
+    #[arg(long)]
+    pub(crate) contiguous: bool,
+
+    /// Ports to choose from, as in 20000-20999,30000
+    ///
+    /// The default is PORTPICKER_PORTS if that is set; otherwise all ports from 10001 up without
+    /// the ephemeral range, port servers' default pool (15000-24999), Kubernetes' node ports
+    /// (30000-32767), and ports that are known for something else.
+    #[arg(long, value_name = "PORTS")]
+    pub(crate) ports: Option<PortSet>,
+
+    /// Ports not to choose
+    #[arg(long, value_name = "PORTS")]
+    pub(crate) exclude: Vec<PortSet>,
+
+    /// Ports to try first, in this order
+    ///
+    /// They need not be among those to choose from. With --contiguous, each is the first of a
+    /// block.
+    #[arg(long, value_name = "PORTS", value_delimiter = ',')]
+    pub(crate) prefer: Vec<PortSet>,
+
+    /// Need the ports for TCP only
+    #[arg(long, conflicts_with = "udp")]
+    pub(crate) tcp: bool,
+
+    /// Need the ports for UDP only
+    #[arg(long)]
+    pub(crate) udp: bool,
+
+    /// Need the ports on this local address only
+    ///
+    /// 0.0.0.0 stands for all of IPv4, :: for all of IPv6.
+    #[arg(long, value_name = "IP")]
+    pub(crate) address: Option<IpAddr>,
+
+    /// Process that owns the ports [default: parent]
+    #[arg(long, value_name = "PID", allow_hyphen_values = true)]
+    pub(crate) owner: Option<Pid>,
+
+    /// Keep the ports bound as well for so long
+    ///
+    /// Meanwhile nobody can use the ports but a server that sets SO_REUSEADDR, as most do; one
+    /// that does not set it is refused until the time is over. UDP ports are leased and not bound,
+    /// since UDP servers do not set it. Fractions are allowed.
+    #[arg(
+        long, value_name = "SECONDS", value_parser = parse_seconds, allow_hyphen_values = true
+    )]
+    pub(crate) hold: Option<Duration>,
+
+    /// Ask this port server, and nothing else
+    ///
+    /// The path of its socket, or @name. Named here, what the server fails is an error; named in
+    /// the environment, the ports are then picked without it, as are ports with options that
+    /// the server's protocol cannot express.
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "no_server")]
+    pub(crate) server: Option<ServerAddress>,
+
+    /// Ask no port server
+    #[arg(long)]
+    pub(crate) no_server: bool,
+
+    /// Wait so long for ports if there are not enough
+    #[arg(
+        long, value_name = "SECONDS", value_parser = parse_seconds, allow_hyphen_values = true
+    )]
+    pub(crate) wait: Option<Duration>,
+
+    /// Print JSON instead
+    ///
+    /// An object with `ports` (an array of numbers), `owner` (a process id), `server` (the address
+    /// of the server that leased the ports, or null), and `keeper` (the id of the process that
+    /// keeps them, or null).
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| format!("`{text}` is not a number of seconds, 0 or more"))
+}
+
+fn long_after_help() -> String {
+    format!(
+        "{}\n\n\
+         Environment:\n  \
+         PORTSERVER_ADDRESS  Port server to ask: the path of its socket, or @name\n  \
+         PORTPICKER_PORTS    Ports to choose from, such as 20000-20999,30000\n\n\
+         The other options have no variable: set for one script, it would change the picks\n\
+         of every program below it.",
+        exit::HELP
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn seconds_are_finite_and_not_negative() {
+        assert_eq!(parse_seconds("1.5"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse_seconds("0"), Ok(Duration::ZERO));
+        for text in ["", "-1", "inf", "nan", "1s", "1e300"] {
+            assert!(parse_seconds(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! The keeper: a process in the background that keeps a script's ports leased.
+//!
+//! `portpicker $$` prints a number and exits, but the lease must last as long as the shell. So it
+//! starts itself once more, with the descriptors that are the lease, and the copy does nothing but
+//! wait for the owner's exit and then exit too, which ends the lease. Its descriptors:
+//!
+//! - 0: a pidfd of the owner, or /dev/null where there are none; 1 and 2: /dev/null;
+//! - those named on its command line: the locks, and with `--hold` the bound sockets.
+//!
+//! The start is a `posix_spawn`, never a fork that runs code of ours: the keeper has a session of
+//! its own from its first instruction, so that no ^C reaches it, and at no moment are the
+//! descriptors in neither process.
+//!
+//! # Safety
+//!
+//! The keeper adopts descriptors by the numbers on its command line, and closes all others above
+//! 2. That is sound because it happens first of all in the process, when nothing else in it owns a
+//! descriptor: no Rust object exists yet that could be cheated of one, and no thread that could
+//! open one meanwhile. A number that is not open, or is named twice, was not written by
+//! [`Keeper::start`]; the keeper exits without touching anything then.
+#![expect(
+    unsafe_code,
+    reason = "descriptors that come by inheritance have no owner yet"
+)]
+
+use std::collections::HashSet;
+use std::env;
+use std::ffi::{CString, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
+use portpicker::process::{Pid, Watch, wait_readable};
+use rustix::process::Signal;
+
+/// The first argument of a keeper. Not in the help: nobody should type it.
+const COMMAND: &str = "keep";
+
+/// What a keeper is to do.
+#[derive(Debug)]
+pub(crate) struct Duties<'a> {
+    pub(crate) owner: Pid,
+    pub(crate) watch: &'a Watch,
+    /// For people who look at the list of processes.
+    pub(crate) ports: Vec<u16>,
+    /// What keeps the ports leased.
+    pub(crate) locks: Vec<BorrowedFd<'a>>,
+    /// What keeps the ports held.
+    pub(crate) sockets: Vec<BorrowedFd<'a>>,
+    /// How long the ports are to be held.
+    pub(crate) hold: Duration,
+}
+
+/// A keeper that was started.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    pid: Pid,
+}
+
+impl Keeper {
+    /// Starts a keeper; none if there is nothing to keep, because a port server does.
+    ///
+    /// When this returns, the keeper has its own copies of the descriptors.
+    pub(crate) fn start(duties: &Duties<'_>) -> io::Result<Option<Self>> {
+        if duties.locks.is_empty() && duties.sockets.is_empty() {
+            return Ok(None);
+        }
+        let dev_null = File::options().read(true).write(true).open("/dev/null")?;
+        let stdin = duties.watch.pidfd().unwrap_or_else(|| dev_null.as_fd());
+        let mut actions = PosixSpawnFileActions::init()?;
+        for (fd, target) in [(stdin, 0), (dev_null.as_fd(), 1), (dev_null.as_fd(), 2)] {
+            actions.add_dup2(fd.as_raw_fd(), target)?;
+        }
+        for fd in duties.locks.iter().chain(&duties.sockets) {
+            // Onto itself: that only clears close-on-exec, in the new process.
+            actions.add_dup2(fd.as_raw_fd(), fd.as_raw_fd())?;
+        }
+        let mut attributes = PosixSpawnAttr::init()?;
+        attributes.set_flags(PosixSpawnFlags::from_bits_retain(
+            libc::POSIX_SPAWN_SETSID.into(),
+        ))?;
+        let child = posix_spawn(
+            &own_program()?,
+            &actions,
+            &attributes,
+            &arguments(duties),
+            &environment(),
+        )?;
+        Ok(Some(Self {
+            pid: Pid::new(child.as_raw() as u32).expect("a child has a pid"),
+        }))
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Ends the keeper, and with it the leases.
+    pub(crate) fn dismiss(self) {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.pid.get() as i32) {
+            // It is our child and has not been waited for, so the number is its own. An error
+            // means that it has ended already.
+            _ = rustix::process::kill_process(pid, Signal::TERM);
+        }
+    }
+}
+
+/// Returns the program that runs this code.
+fn own_program() -> io::Result<PathBuf> {
+    let program = env::current_exe()?;
+    if program.exists() {
+        return Ok(program);
+    }
+    // It has been replaced or deleted since we were started; this still leads to it.
+    Ok(PathBuf::from("/proc/self/exe"))
+}
+
+/// Returns the command line of a keeper: readable in a list of processes, parsed by [`inherited`].
+fn arguments(duties: &Duties<'_>) -> Vec<CString> {
+    let text = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(",");
+    let numbers =
+        |fds: &[BorrowedFd<'_>]| text(&mut fds.iter().map(|fd| fd.as_raw_fd().to_string()));
+    [
+        "portpicker".to_owned(),
+        COMMAND.to_owned(),
+        format!("--owner={}", duties.owner),
+        format!(
+            "--ports={}",
+            text(&mut duties.ports.iter().map(u16::to_string))
+        ),
+        format!("--locks={}", numbers(&duties.locks)),
+        format!("--sockets={}", numbers(&duties.sockets)),
+        format!("--hold={}", duties.hold.as_secs_f64()),
+        format!("--pidfd={}", duties.watch.pidfd().is_some()),
+    ]
+    .into_iter()
+    .map(|text| CString::new(text).expect("numbers have no NUL"))
+    .collect()
+}
+
+/// Returns this process's environment, which may say how to find its libraries.
+fn environment() -> Vec<CString> {
+    env::vars_os()
+        .map(|(name, value)| [name.into_vec(), value.into_vec()].join(&b'='))
+        .filter_map(|variable| CString::new(variable).ok())
+        .collect()
+}
+
+/// What a keeper reads from its command line.
+#[derive(Debug)]
+pub(crate) struct Inherited {
+    owner: Pid,
+    locks: Vec<RawFd>,
+    sockets: Vec<RawFd>,
+    hold: Duration,
+    /// Whether descriptor 0 is a pidfd of the owner.
+    has_pidfd: bool,
+}
+
+/// Returns the duties on the command line if it is a keeper's.
+///
+/// `None` for every other command line, and for one that [`Keeper::start`] has not written.
+pub(crate) fn inherited(arguments: &[OsString]) -> Option<Inherited> {
+    let [_, command, owner, _ports, locks, sockets, hold, pidfd] = arguments else {
+        return None;
+    };
+    let value = |argument: &OsString, name: &str| {
+        Some(
+            argument
+                .to_str()?
+                .strip_prefix(name)?
+                .strip_prefix('=')?
+                .to_owned(),
+        )
+    };
+    let numbers = |text: String| {
+        text.split(',')
+            .filter(|part| !part.is_empty())
+            .map(|part| part.parse().ok())
+            .collect::<Option<Vec<RawFd>>>()
+    };
+    (command == COMMAND).then_some(())?;
+    let inherited = Inherited {
+        owner: value(owner, "--owner")?.parse().ok()?,
+        locks: numbers(value(locks, "--locks")?)?,
+        sockets: numbers(value(sockets, "--sockets")?)?,
+        hold: Duration::try_from_secs_f64(value(hold, "--hold")?.parse().ok()?).ok()?,
+        has_pidfd: value(pidfd, "--pidfd")? == "true",
+    };
+    let all: HashSet<&RawFd> = inherited.locks.iter().chain(&inherited.sockets).collect();
+    let are_distinct = all.len() == inherited.locks.len() + inherited.sockets.len();
+    (are_distinct && all.into_iter().all(|&fd| fd > 2)).then_some(inherited)
+}
+
+/// Keeps what was inherited until the owner exits: all that a keeper does.
+pub(crate) fn keep(inherited: Inherited) -> ExitCode {
+    let Some((locks, sockets)) = adopt(&inherited) else {
+        return ExitCode::FAILURE;
+    };
+    // Not in the way of whoever wants to unmount the folder that the script was started in.
+    _ = env::set_current_dir(Path::new("/"));
+
+    let hold_end = Instant::now().checked_add(inherited.hold);
+    let wait = |deadline: Option<Instant>| match inherited.has_pidfd {
+        true => wait_readable(rustix::stdio::stdin(), deadline),
+        false => match Watch::open(inherited.owner) {
+            Ok(watch) => {
+                watch.wait(deadline.map(|end| end.saturating_duration_since(Instant::now())))
+            }
+            // It exited before it could be watched.
+            Err(_) => Ok(true),
+        },
+    };
+    let is_over = |waited: io::Result<bool>| waited.unwrap_or(true);
+    if !sockets.is_empty() && is_over(wait(hold_end)) {
+        return ExitCode::SUCCESS;
+    }
+    drop(sockets);
+    if !locks.is_empty() {
+        is_over(wait(None));
+    }
+    ExitCode::SUCCESS
+}
+
+/// Takes ownership of the inherited descriptors, and closes all others but 0 to 2.
+///
+/// Whatever else the shell had open, a pipe that somebody reads to its end for example, would
+/// stay open as long as the keeper lives. `None` if a descriptor is not there.
+fn adopt(inherited: &Inherited) -> Option<(Vec<OwnedFd>, Vec<OwnedFd>)> {
+    let mut known: HashSet<RawFd> = inherited.locks.iter().copied().collect();
+    known.extend(&inherited.sockets);
+    if !known.iter().all(|&fd| is_open(fd)) {
+        return None;
+    }
+    let own = |fds: &[RawFd]| -> Vec<OwnedFd> {
+        // SAFETY: open, named once, and nobody's: see the argument at the top.
+        fds.iter()
+            .map(|&fd| unsafe { OwnedFd::from_raw_fd(fd) })
+            .collect()
+    };
+    let adopted = (own(&inherited.locks), own(&inherited.sockets));
+
+    let listed: Vec<RawFd> = fs::read_dir("/proc/self/fd")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    // Asked once more: the listing had a descriptor too, which is closed by now.
+    for fd in listed
+        .into_iter()
+        .filter(|fd| *fd > 2 && !known.contains(fd) && is_open(*fd))
+    {
+        // SAFETY: open, and nobody's: see the argument at the top.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    }
+    Some(adopted)
+}
+
+fn is_open(fd: RawFd) -> bool {
+    // SAFETY: asking about a number that is not open is what fcntl(2) answers with EBADF; nothing
+    // is read, written, or closed.
+    rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(fd) }).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command_line(text: &str) -> Vec<OsString> {
+        text.split(' ').map(OsString::from).collect()
+    }
+
+    const GOOD: &str =
+        "portpicker keep --owner=7 --ports=1,2 --locks=3,4 --sockets= --hold=1.5 --pidfd=true";
+
+    #[test]
+    fn a_keeper_reads_what_it_was_started_with() {
+        let inherited = inherited(&command_line(GOOD)).unwrap();
+        assert_eq!(inherited.owner.get(), 7);
+        assert_eq!((inherited.locks, inherited.sockets), (vec![3, 4], vec![]));
+        assert_eq!(inherited.hold, Duration::from_millis(1500));
+        assert!(inherited.has_pidfd);
+    }
+
+    #[test]
+    fn nothing_else_makes_a_keeper() {
+        let bad = [
+            "portpicker",
+            "portpicker 7",
+            "portpicker keep",
+            &GOOD.replace("keep", "pick"),
+            &GOOD.replace("--owner=7", "--owner=0"),
+            &GOOD.replace("--locks=3,4", "--locks=3,3"),
+            &GOOD.replace("--sockets=", "--sockets=4"),
+            &GOOD.replace("--locks=3,4", "--locks=2"),
+            &GOOD.replace("--locks=3,4", "--locks=x"),
+            &GOOD.replace("--hold=1.5", "--hold=-1"),
+        ];
+        for text in bad {
+            assert!(inherited(&command_line(text)).is_none(), "{text}");
+        }
+    }
+}

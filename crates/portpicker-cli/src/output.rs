@@ -1,0 +1,33 @@
+//! What the command prints: data on stdout and nothing else, trouble on stderr.
+
+use std::error::Error;
+use std::io::{self, Write};
+
+/// Prints an error and its causes, on one line.
+pub(crate) fn complain(err: &dyn Error) {
+    // Not `eprintln!`: it panics when stderr is closed, and there is nobody left to tell.
+    _ = writeln!(io::stderr(), "portpicker: {}", chain(err));
+}
+
+/// Prints an error that is none, since there is another way.
+pub(crate) fn warn(err: &dyn Error, other_way: &str) {
+    _ = writeln!(io::stderr(), "portpicker: {}; {other_way}", chain(err));
+}
+
+/// Writes `text` to stdout, all of it or an error.
+pub(crate) fn print(text: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text)?;
+    stdout.flush()
+}
+
+fn chain(err: &dyn Error) -> String {
+    let mut text = err.to_string();
+    let mut source = err.source();
+    while let Some(err) = source {
+        text.push_str(": ");
+        text.push_str(&err.to_string());
+        source = err.source();
+    }
+    text
+}
