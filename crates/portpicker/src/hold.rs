@@ -61,6 +61,11 @@ impl Hold {
         }
     }
 
+    /// Returns a hold that has let go of its sockets already.
+    pub(crate) fn without_sockets(lease: Lease) -> Self {
+        Self::new(lease, Bound::default(), Scope::default())
+    }
+
     /// Returns the port.
     pub fn port(&self) -> u16 {
         self.lease.port()

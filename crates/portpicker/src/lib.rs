@@ -41,9 +41,10 @@
 //!
 //! # Code structure
 //!
-//! What depends on the operating system is in `sys/`, a file for each mechanism. `search` is the
-//! heart: lock first, then probe.
+//! What depends on the operating system is in `sys/`, a file for each mechanism. `attempt`
+//! is the heart: lock first, then probe.
 
+mod attempt;
 mod bind;
 mod candidates;
 mod client;
@@ -60,6 +61,7 @@ mod search;
 mod sys;
 mod walk;
 
+pub use attempt::{Attempt, Attempts};
 pub use bind::bind_port;
 pub use client::{ParseServerAddressError, ServerAddress, request_port};
 pub use error::{Error, Result, Tally};

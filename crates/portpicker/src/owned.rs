@@ -4,12 +4,12 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::Error;
+use crate::attempt::{Attempt, Attempts};
 use crate::candidates::Candidates;
-use crate::error::{Result, Tally};
+use crate::error::Result;
 use crate::lease::{Keeping, Lease};
 use crate::picker::Picker;
 use crate::probe::{Answer, Family, Kind, Prober, Scope};
-use crate::search::Attempts;
 use crate::sys::fork::PerProcess;
 use crate::sys::lock::Locker;
 use crate::walk::Random;
@@ -239,17 +239,17 @@ fn take_offered() -> Result<Option<Lease>> {
     if count == 0 {
         return Ok(None);
     }
-    let mut attempts = Attempts::new(Scope::default(), false, Tally::default());
+    let mut attempts = Attempts::new();
     for _ in 0..count {
         // Not locked while probing: threads pick side by side.
         let Some((port, keeping)) = lock(&state().ports).offered.pop_front() else {
             break;
         };
         let Some(keeping) = keeping else {
-            match attempts.try_port(port)? {
-                Some(hold) => return Ok(Some(hold.into_lease())),
+            match attempts.lease(port)? {
+                Attempt::Leased(lease) => return Ok(Some(lease)),
                 // Somebody has it now: a candidate like all others.
-                None => continue,
+                _ => continue,
             }
         };
         match Prober::new(Scope::default()).probe(port) {

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::hold::Hold;
 use crate::lease::{Keeping, Lease};
 use crate::owned;
-use crate::probe::{Answer, Bound, Kind, Prober, Scope};
+use crate::probe::{Answer, Kind, Prober, Scope};
 use crate::process::Pid;
 use crate::search::{Request, Space, search};
 
@@ -322,9 +322,9 @@ impl Picker {
                     owner,
                 },
             );
-            let bound = if request.hold {
+            picked.push(if request.hold {
                 match Prober::new(self.scope).probe(port)? {
-                    Answer::Free(bound) => bound,
+                    Answer::Free(bound) => Hold::new(lease, bound, self.scope),
                     Answer::Occupied | Answer::Forbidden => {
                         let source = bad_grant(port, "which is in use");
                         return Err(Error::Server {
@@ -334,9 +334,8 @@ impl Picker {
                     }
                 }
             } else {
-                Bound::default()
-            };
-            picked.push(Hold::new(lease, bound, self.scope));
+                Hold::without_sockets(lease)
+            });
         }
         Ok(picked)
     }

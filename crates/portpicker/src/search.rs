@@ -1,13 +1,13 @@
-//! The search for unused ports among candidates: lock first, then probe.
+//! The search for unused ports among candidates, in one pass or two.
 
 use std::collections::HashSet;
 
 use crate::PortSet;
+use crate::attempt::{Attempt, Attempts};
 use crate::error::{Error, Result, Tally};
 use crate::hold::Hold;
-use crate::lease::{Keeping, Lease};
-use crate::probe::{Answer, Bound, Prober, Scope};
-use crate::sys::lock::Locker;
+use crate::lease::Lease;
+use crate::probe::{Prober, Scope};
 use crate::sys::time_wait::time_wait_ports;
 use crate::walk::{self, Random};
 
@@ -112,47 +112,50 @@ pub(crate) fn search(
         candidates,
         ..Tally::default()
     };
-    let mut attempts = Attempts::new(scope, request.hold, tally);
+    let attempts = Attempts::in_scope(scope);
+    let mut pass = Pass {
+        request,
+        space,
+        random,
+        attempts,
+        time_wait: None,
+        tally,
+    };
     let mut found = Vec::with_capacity(request.count);
     loop {
         if request.contiguous {
-            attempts.find_block(space, request.count, &mut found, random)?;
+            pass.find_block(&mut found)?;
         } else {
-            attempts.find_any(space, request.count, &mut found, random)?;
+            pass.find_any(&mut found)?;
         }
         if found.len() == request.count {
             return Ok(found);
         }
         // A second pass takes ports in TIME-WAIT, now that there is nothing better: not every
         // server can bind one, and a hold, which sets no options, never can.
-        let tally = attempts.tally;
-        if request.hold || attempts.time_wait.is_some() {
-            return Err(Error::Exhausted(tally));
+        if request.hold || pass.time_wait.is_some() {
+            return Err(Error::Exhausted(pass.tally));
         }
         let ports = time_wait_ports();
         if ports.is_empty() {
-            return Err(Error::Exhausted(tally));
+            return Err(Error::Exhausted(pass.tally));
         }
-        attempts.time_wait = Some(TimeWait {
+        pass.time_wait = Some(TimeWait {
             ports,
             prober: Prober::accepting_time_wait(scope),
         });
-        attempts.tally = Tally {
-            leased: 0,
-            occupied: 0,
-            forbidden: 0,
-            ..tally
-        };
+        pass.tally = tally;
     }
 }
 
-/// Locks and probes ports, one after another, and counts how they fare.
+/// Tries ports, one after another, and counts how they fare.
 #[derive(Debug)]
-pub(crate) struct Attempts {
-    scope: Scope,
-    hold: bool,
-    locker: Locker,
-    prober: Prober,
+struct Pass<'a> {
+    request: Request,
+    space: &'a Space<'a>,
+    random: &'a Random,
+    attempts: Attempts,
+    /// In the second pass.
     time_wait: Option<TimeWait>,
     tally: Tally,
 }
@@ -164,76 +167,47 @@ struct TimeWait {
     prober: Prober,
 }
 
-impl Attempts {
-    pub(crate) fn new(scope: Scope, hold: bool, tally: Tally) -> Self {
-        Self {
-            scope,
-            hold,
-            locker: Locker::new(),
-            prober: Prober::new(scope),
-            time_wait: None,
-            tally,
-        }
-    }
-
-    /// Leases `port`, or returns `None` if it is leased or in use.
-    ///
-    /// What comes back is bound only if it is to be held: the sockets of a lease close at once, so
-    /// that many leases cost no more descriptors than their locks.
-    pub(crate) fn try_port(&mut self, port: u16) -> Result<Option<Hold>> {
-        let lock = match self.locker.try_lock(port) {
-            Ok(Some(lock)) => lock,
-            Ok(None) => {
-                self.tally.leased += 1;
-                return Ok(None);
-            }
-            Err(source) => return Err(Error::Lock { port, source }),
+impl Pass<'_> {
+    /// Tries `port`, and adds it to `found` if it can be had. Returns whether it could.
+    fn try_port(&mut self, port: u16, found: &mut Vec<Hold>) -> Result<bool> {
+        let mut attempt = if self.request.hold {
+            self.attempts.hold(port)?
+        } else {
+            as_hold(self.attempts.lease(port)?)
         };
-        let answer = match (self.prober.probe(port)?, &mut self.time_wait) {
-            (Answer::Occupied, Some(TimeWait { ports, prober })) if ports.contains(&port) => {
-                prober.probe(port)?
-            }
-            (answer, _) => answer,
-        };
-        match answer {
-            Answer::Free(bound) => {
-                let lease = Lease::new(port, Keeping::Lock(lock));
-                let bound = if self.hold { bound } else { Bound::default() };
-                return Ok(Some(Hold::new(lease, bound, self.scope)));
-            }
-            Answer::Occupied => self.tally.occupied += 1,
-            Answer::Forbidden => self.tally.forbidden += 1,
+        if let (Attempt::Occupied, Some(TimeWait { ports, prober })) =
+            (&attempt, &mut self.time_wait)
+            && ports.contains(&port)
+        {
+            attempt = as_hold(self.attempts.lease_in_time_wait(port, prober)?);
         }
-        Ok(None)
-    }
-
-    /// Adds to `found` until it has `count` ports or every candidate was tried.
-    fn find_any(
-        &mut self,
-        space: &Space<'_>,
-        count: usize,
-        found: &mut Vec<Hold>,
-        random: &Random,
-    ) -> Result<()> {
-        for port in space.candidates(random) {
-            if let Some(hold) = self.try_port(port)? {
+        match attempt {
+            Attempt::Leased(hold) => {
                 found.push(hold);
-                if found.len() == count {
-                    break;
-                }
+                return Ok(true);
+            }
+            Attempt::LeasedElsewhere => self.tally.leased += 1,
+            Attempt::Occupied => self.tally.occupied += 1,
+            Attempt::Forbidden => self.tally.forbidden += 1,
+        }
+        Ok(false)
+    }
+
+    /// Adds to `found` until it has enough or every candidate was tried.
+    fn find_any(&mut self, found: &mut Vec<Hold>) -> Result<()> {
+        let (space, random) = (self.space, self.random);
+        for port in space.candidates(random) {
+            self.try_port(port, found)?;
+            if found.len() == self.request.count {
+                break;
             }
         }
         Ok(())
     }
 
-    /// Puts the first block of `count` neighbours that can be had whole into `found`.
-    fn find_block(
-        &mut self,
-        space: &Space<'_>,
-        count: usize,
-        found: &mut Vec<Hold>,
-        random: &Random,
-    ) -> Result<()> {
+    /// Puts the first block of neighbours that can be had whole into `found`.
+    fn find_block(&mut self, found: &mut Vec<Hold>) -> Result<()> {
+        let (space, random, count) = (self.space, self.random, self.request.count);
         // Blocks overlap: what was refused once in this pass is not asked about again.
         let mut refused = HashSet::new();
         for start in space.block_starts(count, random) {
@@ -242,12 +216,9 @@ impl Attempts {
                 continue;
             }
             for port in block {
-                match self.try_port(port)? {
-                    Some(hold) => found.push(hold),
-                    None => {
-                        refused.insert(port);
-                        break;
-                    }
+                if !self.try_port(port, found)? {
+                    refused.insert(port);
+                    break;
                 }
             }
             if found.len() == count {
@@ -256,5 +227,15 @@ impl Attempts {
             found.clear();
         }
         Ok(())
+    }
+}
+
+/// Returns a lease in the form of a hold that has let go of its sockets.
+fn as_hold(attempt: Attempt<Lease>) -> Attempt<Hold> {
+    match attempt {
+        Attempt::Leased(lease) => Attempt::Leased(Hold::without_sockets(lease)),
+        Attempt::LeasedElsewhere => Attempt::LeasedElsewhere,
+        Attempt::Occupied => Attempt::Occupied,
+        Attempt::Forbidden => Attempt::Forbidden,
     }
 }
