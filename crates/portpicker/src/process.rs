@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::num::NonZeroU32;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -144,6 +144,11 @@ impl Watch {
             }
         }
         sys::poll::Watch::open(pid).map(|watch| Self(Mechanism::Poll(watch)))
+    }
+
+    /// Watches the process that `pidfd` refers to.
+    pub fn from_pidfd(pidfd: OwnedFd) -> Self {
+        Self(Mechanism::Pidfd(sys::pidfd::Watch::from(pidfd)))
     }
 
     /// Returns the pidfd, or `None` where the process is watched by its number.

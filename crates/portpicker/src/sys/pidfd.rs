@@ -23,6 +23,12 @@ impl Watch {
     }
 }
 
+impl From<OwnedFd> for Watch {
+    fn from(pidfd: OwnedFd) -> Self {
+        Self(pidfd)
+    }
+}
+
 impl AsFd for Watch {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

@@ -1,0 +1,36 @@
+//! A port server: it leases the ports of a pool to processes, one server for a host's clients.
+//!
+//! It serves the clients of Google's python_portpicker unchanged, and those of this project with a
+//! protocol that can do more; `docs/protocol.md` has both. It takes the same locks as the library, so
+//! that leases made with a server and without one never meet.
+//!
+//! # Code structure
+//!
+//! | module       | question                                                        |
+//! | ------------ | --------------------------------------------------------------- |
+//! | `pool`       | which port next? a value, without I/O, that is told the time     |
+//! | `peer`       | who is asking, and for whom?                                     |
+//! | `owners`     | which processes own leases, and have they exited?                |
+//! | `state`      | what is remembered for the next server?                          |
+//! | `wire`       | what crosses the socket? texts, without I/O                      |
+//! | `server`     | what does a request do?                                         |
+//! | `connection` | which protocol, and how long may a client take?                  |
+//! | `listen`     | where are clients awaited?                                      |
+//! | `serve`      | the loop around it all                                          |
+#![forbid(unsafe_code)]
+
+mod connection;
+mod free_order;
+mod listen;
+mod owners;
+mod peer;
+mod pool;
+mod proc;
+mod serve;
+mod server;
+mod state;
+mod stats;
+mod wire;
+
+pub use listen::{Access, Address};
+pub use serve::{Error, Legacy, Options, serve};

@@ -1,0 +1,352 @@
+//! The server's loop: it accepts, waits for exits and times, and stops when it is told to.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use portpicker::{Lease, PortSet};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::{LocalSet, spawn_local};
+use tracing::{error, info, warn};
+
+use crate::connection;
+use crate::listen::{Access, Address, Listener, SocketFile, listen};
+use crate::peer::Peer;
+use crate::server::{Client, Server};
+use crate::state::StateFile;
+
+/// The most connections at one time.
+const MAX_CLIENTS: usize = 16_384;
+
+/// How long connections may go on when the server is told to stop.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How the server is to run.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Options {
+    /// The ports that it manages.
+    pub ports: PortSet,
+    /// Where it listens.
+    pub addresses: Vec<Address>,
+    /// Who may connect to the paths among the addresses.
+    pub access: Access,
+    /// Sockets that listen already: from systemd, for example.
+    pub inherited: Vec<UnixListener>,
+    /// Locks that a former server has left.
+    pub locks: HashMap<u16, Lease>,
+    /// How many leases a user may have; any number if there is none.
+    pub user_limit: Option<usize>,
+    /// Where the leases are remembered; nowhere if there is none.
+    pub state: Option<PathBuf>,
+}
+
+impl Options {
+    /// Returns options for a server of `ports` that listens nowhere yet.
+    pub fn new(ports: PortSet) -> Self {
+        Self {
+            ports,
+            addresses: Vec::new(),
+            access: Access::default(),
+            inherited: Vec::new(),
+            locks: HashMap::new(),
+            user_limit: None,
+            state: None,
+        }
+    }
+}
+
+/// What a server that ends leaves to the next one.
+#[derive(Debug)]
+pub struct Legacy {
+    /// A copy of each lock, by port. The leases go on as long as somebody keeps these.
+    pub locks: Vec<(u16, OwnedFd)>,
+}
+
+/// Why a server does not start, or ended.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// It cannot listen at an address.
+    Listen {
+        /// The address.
+        address: Address,
+        /// What the system reported.
+        source: io::Error,
+    },
+    /// It has nowhere to listen.
+    NoAddress,
+    /// The state file cannot be used.
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What the system reported.
+        source: io::Error,
+    },
+    /// The system failed.
+    System(io::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listen { address, .. } => write!(f, "cannot listen at `{address}`"),
+            Self::NoAddress => f.write_str("there is no address to listen at"),
+            Self::State { path, .. } => write!(f, "cannot use the state file `{}`", path.display()),
+            Self::System(_) => f.write_str("cannot start the server"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Listen { source, .. } | Self::State { source, .. } | Self::System(source) => {
+                Some(source)
+            }
+            Self::NoAddress => None,
+        }
+    }
+}
+
+/// What the tasks of the server share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) server: RefCell<Server>,
+    /// Something may be due earlier than it was.
+    pub(crate) changed: Notify,
+    room: Semaphore,
+}
+
+/// Runs a server until SIGINT or SIGTERM.
+///
+/// `ready` is called once, when the server listens and has adopted what a former one has left.
+///
+/// # Errors
+///
+/// [`Error`] if it cannot start; nothing has been changed then. Once it serves, it goes on.
+pub fn serve(options: Options, ready: impl FnOnce()) -> Result<Legacy, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::System)?;
+    LocalSet::new().block_on(&runtime, run(options, ready))
+}
+
+async fn run(options: Options, ready: impl FnOnce()) -> Result<Legacy, Error> {
+    // First, so that no signal is lost from here on.
+    let signals = Signals::install().map_err(Error::System)?;
+    let mut server = Server::new(options.ports, options.user_limit).map_err(Error::System)?;
+    let mut listeners = Vec::new();
+    for address in &options.addresses {
+        let opened = listen(address, options.access).map_err(|source| Error::Listen {
+            address: address.clone(),
+            source,
+        })?;
+        info!("listening at {address}");
+        listeners.extend(opened);
+    }
+    listeners.extend(
+        options
+            .inherited
+            .into_iter()
+            .map(|listener| Listener::Unix {
+                listener,
+                path: None,
+            }),
+    );
+    if listeners.is_empty() {
+        return Err(Error::NoAddress);
+    }
+    if let Some(path) = options.state {
+        let failed = |source| Error::State {
+            path: path.clone(),
+            source,
+        };
+        let (state, found) = StateFile::open(&path).map_err(failed)?;
+        server.adopt(state, found, options.locks).map_err(failed)?;
+    }
+    info!("managing {} ports", server.pool.ports().len());
+
+    let shared = Rc::new(Shared {
+        server: RefCell::new(server),
+        changed: Notify::new(),
+        room: Semaphore::new(MAX_CLIENTS),
+    });
+    let mut files = Vec::new();
+    for listener in listeners {
+        files.extend(start(listener, &shared).map_err(Error::System)?);
+    }
+    spawn_local(see_exits(Rc::clone(&shared)));
+    spawn_local(do_due(Rc::clone(&shared)));
+    ready();
+    signals.wait_for_end(&shared).await;
+
+    shared.server.borrow_mut().stop();
+    // Whoever is being served gets the answer, but nobody can keep the server from ending.
+    let all = u32::try_from(MAX_CLIENTS).expect("it is a small number");
+    _ = tokio::time::timeout(FAREWELL, shared.room.acquire_many(all)).await;
+    log_statistics(&shared.server.borrow());
+    drop(files);
+    let server = shared.server.borrow();
+    let locks = server
+        .locks()
+        .filter_map(|(port, lock)| Some((port, lock.try_clone_to_owned().ok()?)));
+    Ok(Legacy {
+        locks: locks.collect(),
+    })
+}
+
+/// Starts to accept at `listener`. Returns the file to remove at the end, if there is one.
+fn start(listener: Listener, shared: &Rc<Shared>) -> io::Result<Option<SocketFile>> {
+    let shared = Rc::clone(shared);
+    match listener {
+        Listener::Unix { listener, path } => {
+            listener.set_nonblocking(true)?;
+            let listener = tokio::net::UnixListener::from_std(listener)?;
+            spawn_local(async move {
+                loop {
+                    let room = shared.room.acquire().await.expect("it is never closed");
+                    match listener.accept().await {
+                        Ok((stream, _)) => {
+                            room.forget();
+                            match Peer::of(&stream) {
+                                Ok(peer) => {
+                                    spawn_local(attend(stream, peer, Rc::clone(&shared)));
+                                }
+                                Err(err) => {
+                                    shared.room.add_permits(1);
+                                    warn!("cannot tell who has connected: {err}");
+                                }
+                            }
+                        }
+                        Err(err) => accept_failed(&err).await,
+                    }
+                }
+            });
+            Ok(path)
+        }
+        Listener::Tcp(listener) => {
+            listener.set_nonblocking(true)?;
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            spawn_local(async move {
+                loop {
+                    let room = shared.room.acquire().await.expect("it is never closed");
+                    match listener.accept().await {
+                        Ok((stream, _)) => {
+                            room.forget();
+                            spawn_local(attend(stream, Peer::Unknown, Rc::clone(&shared)));
+                        }
+                        Err(err) => accept_failed(&err).await,
+                    }
+                }
+            });
+            Ok(None)
+        }
+    }
+}
+
+/// Serves one connection, and makes room for the next.
+async fn attend<S>(stream: S, peer: Peer, shared: Rc<Shared>)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    shared.server.borrow_mut().connected();
+    connection::serve(stream, Client::new(peer), Rc::clone(&shared)).await;
+    shared.server.borrow_mut().disconnected();
+    shared.room.add_permits(1);
+}
+
+/// Waits until accepting may work again. Clients stay in the backlog meanwhile.
+async fn accept_failed(err: &io::Error) {
+    warn!("cannot accept a connection: {err}; trying again in a second");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+/// Ends leases when their owners exit.
+async fn see_exits(shared: Rc<Shared>) {
+    let fd = {
+        let server = shared.server.borrow();
+        std::os::fd::AsFd::as_fd(server.owners()).try_clone_to_owned()
+    };
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe, for types that are not an OwnedFd"
+    )]
+    let registered = fd.and_then(|fd| AsyncFd::with_interest(fd, Interest::READABLE));
+    let fd = match registered {
+        Ok(fd) => fd,
+        Err(err) => return error!("cannot see owners exit: {err}"),
+    };
+    loop {
+        match fd.readable().await {
+            Ok(mut ready) => {
+                shared.server.borrow_mut().take_exits();
+                ready.clear_ready();
+                // Between the two, another may have exited, whose event is cleared now.
+                shared.server.borrow_mut().take_exits();
+            }
+            Err(err) => return error!("cannot see owners exit: {err}"),
+        }
+    }
+}
+
+/// Does what is due at a time.
+async fn do_due(shared: Rc<Shared>) {
+    loop {
+        let next = shared.server.borrow_mut().do_due();
+        match next {
+            Some(wait) => _ = tokio::time::timeout(wait, shared.changed.notified()).await,
+            None => shared.changed.notified().await,
+        }
+    }
+}
+
+/// The signals that mean something to the server.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    statistics: Signal,
+}
+
+impl Signals {
+    fn install() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            statistics: signal(SignalKind::user_defined1())?,
+        })
+    }
+
+    async fn wait_for_end(mut self, shared: &Shared) {
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return info!("interrupted"),
+                _ = self.terminate.recv() => return info!("told to end"),
+                _ = self.statistics.recv() => log_statistics(&shared.server.borrow()),
+            }
+        }
+    }
+}
+
+/// Logs the statistics of portserver.py, in its words and its order.
+fn log_statistics(server: &Server) {
+    let stats = &server.stats;
+    info!("client-request-errors {}", stats.client_errors);
+    info!("denied-allocations {}", stats.denied());
+    info!("num-ports-managed {}", server.pool.ports().len());
+    info!(
+        "num-ports-checked-for-last-request {}",
+        stats.tried_for_last
+    );
+    info!("total-allocations {}", stats.granted);
+}

@@ -1,0 +1,843 @@
+//! The server's state, and what it does with a request. The loop around it does the I/O with clients.
+
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use portpicker::process::{Pid, Watch};
+use portpicker::{Attempts, Lease as Lock, PortSet};
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use crate::owners::{Identity, Owners};
+use crate::peer::{Denied, Peer, Process};
+use crate::pool::{Lease, OwnerId, Pool, Refusal, Terms, Time, Wish};
+use crate::proc;
+use crate::state::{SavedLease, StateFile, seconds};
+use crate::stats::Stats;
+use crate::wire::{Code, Failure, LeaseRequest, ListedLease, Numbers, Owner, Request};
+
+/// The most requests that wait for ports at one time.
+const MAX_WAITING: usize = 1000;
+
+/// How long to wait until a state file that could not be written is tried again.
+const STATE_RETRY: Duration = Duration::from_secs(1);
+
+/// How often owners are asked whether they live, where the kernel does not say when they exit.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Everything that the server knows.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) pool: Pool<Lock>,
+    pub(crate) stats: Stats,
+    owners: Owners,
+    attempts: Attempts,
+    state: Option<StateFile>,
+    /// When the state file may be tried again.
+    state_retry: Option<Time>,
+    waiting: VecDeque<Waiter>,
+    next_waiter: u64,
+    clients: usize,
+    is_stopping: bool,
+    started: Instant,
+}
+
+/// A connection, as far as the server is concerned.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) peer: Peer,
+    /// What owns the leases of the connection, once it has asked for one.
+    owner: Option<OwnerId>,
+}
+
+impl Client {
+    pub(crate) fn new(peer: Peer) -> Self {
+        Self { peer, owner: None }
+    }
+}
+
+/// An answer, or the promise of one.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Now(Result<Value, Failure>),
+    Later(Waiting),
+}
+
+/// A request that waits in the queue.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) id: u64,
+    pub(crate) deadline: Instant,
+    pub(crate) answer: oneshot::Receiver<Result<Value, Failure>>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    id: u64,
+    wish: Wish,
+    scope: Scope,
+    claim: Claim,
+    answer: oneshot::Sender<Result<Value, Failure>>,
+}
+
+/// What a request looks at when it probes.
+type Scope = (Option<portpicker::Kind>, Option<std::net::IpAddr>);
+
+/// For whom ports are to be leased, before they are.
+#[derive(Debug)]
+struct Claim {
+    owner: ClaimOwner,
+    uid: u32,
+    ttl: Option<Duration>,
+    names: Vec<Box<str>>,
+    tag: Option<Rc<str>>,
+}
+
+#[derive(Debug)]
+enum ClaimOwner {
+    /// Not watched by the owners yet.
+    Process(Process),
+    Connection(OwnerId),
+}
+
+/// Returns the time since the host was started.
+pub(crate) fn now() -> Time {
+    let time = clock_gettime(ClockId::Boottime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+impl Server {
+    pub(crate) fn new(ports: PortSet, user_limit: Option<usize>) -> io::Result<Self> {
+        Ok(Self {
+            pool: Pool::new(ports, user_limit),
+            stats: Stats::default(),
+            owners: Owners::new()?,
+            attempts: Attempts::new(),
+            state: None,
+            state_retry: None,
+            waiting: VecDeque::new(),
+            next_waiter: 0,
+            clients: 0,
+            is_stopping: false,
+            started: Instant::now(),
+        })
+    }
+
+    /// Takes over what a former server has left in its state file, and goes on with that file.
+    ///
+    /// A lease goes on if its owner is still the same process. Its port is leased whether or not it
+    /// is in use: its owner is who should be using it. `locks` are those that survived, if any did.
+    pub(crate) fn adopt(
+        &mut self,
+        mut state: StateFile,
+        found: crate::state::Found,
+        mut locks: std::collections::HashMap<u16, Lock>,
+    ) -> io::Result<()> {
+        for dropped in &found.dropped {
+            warn!("state file `{}`: dropped {dropped}", state.path().display());
+        }
+        let mut adopted = 0;
+        let mut gone = 0;
+        for lease in found.leases {
+            let Some(process) = same_process(&lease) else {
+                gone += 1;
+                continue;
+            };
+            let port = lease.port;
+            let kept = match locks.remove(&port) {
+                Some(lock) => Some(lock),
+                None => self.attempts.adopt(port).map_err(io::Error::other)?,
+            };
+            if kept.is_none() {
+                warn!("port {port}: leased by somebody else while the server was away");
+            }
+            let owner = self.owners.watch(process)?;
+            let is_adopted = self.pool.adopt(
+                port,
+                Lease {
+                    owner,
+                    uid: lease.uid,
+                    since: Duration::try_from_secs_f64(lease.since).unwrap_or_default(),
+                    expires: lease
+                        .expires
+                        .and_then(|end| Duration::try_from_secs_f64(end).ok()),
+                    name: lease.name,
+                    tag: lease.tag.map(Rc::from),
+                    kept,
+                },
+            );
+            if is_adopted {
+                adopted += 1;
+            } else {
+                warn!("port {port}: no longer in the pool, its lease is dropped");
+                self.forget_if_idle(owner);
+            }
+        }
+        if adopted + gone > 0 {
+            info!("adopted {adopted} leases; the owners of {gone} have exited");
+        }
+        state.rewrite(self.saved_leases())?;
+        self.state = Some(state);
+        Ok(())
+    }
+
+    /// Answers a request of the original protocol: a port, or nothing.
+    pub(crate) fn lease_original(&mut self, client: &Client, pid: Option<Pid>) -> Option<u16> {
+        let result = match pid {
+            Some(pid) => self.claim(client, Owner::Process(pid)).and_then(|claim| {
+                let wish = Wish {
+                    count: 1,
+                    ..Wish::default()
+                };
+                self.lease_now(&wish, (None, None), claim)
+            }),
+            None => Err(Failure::new(
+                Code::NoProcess,
+                "no process has such a number",
+            )),
+        };
+        match result {
+            Ok(ports) => Some(ports[0]),
+            Err(failure) => {
+                self.stats.refuse(failure.code.name());
+                tracing::debug!("refused: {}", failure.message);
+                None
+            }
+        }
+    }
+
+    /// Answers a request of the extended protocol.
+    pub(crate) fn answer(&mut self, client: &mut Client, request: Request) -> Outcome {
+        let result = match request {
+            Request::Hello => Ok(json!({
+                "server": concat!("portserver ", env!("CARGO_PKG_VERSION")),
+                "versions": [crate::wire::VERSION],
+            })),
+            Request::Stats => Ok(json!(self.numbers())),
+            Request::List => Ok(json!({ "leases": self.listed_leases() })),
+            Request::Renew { ports, ttl } => self.renew(client, &ports, ttl),
+            Request::Release { ports } => self.release(client, &ports),
+            Request::Lease(request) => match self.lease(client, *request) {
+                Ok(outcome) => return outcome,
+                Err(failure) => Err(failure),
+            },
+        };
+        if let Err(failure) = &result {
+            self.count(failure);
+        }
+        Outcome::Now(result)
+    }
+
+    /// Counts a request that failed.
+    pub(crate) fn count(&mut self, failure: &Failure) {
+        if failure.code.is_client_error() {
+            self.stats.client_errors += 1;
+        } else {
+            self.stats.refuse(failure.code.name());
+        }
+    }
+
+    fn lease(&mut self, client: &mut Client, request: LeaseRequest) -> Result<Outcome, Failure> {
+        if request.owner == Owner::Connection && client.owner.is_none() {
+            client.owner = Some(self.owners.new_id());
+        }
+        let claim = Claim {
+            ttl: request.ttl,
+            names: request.names,
+            tag: request.tag.map(Rc::from),
+            ..self.claim(client, request.owner)?
+        };
+        let wish = self.wish(
+            &request.ports,
+            &request.exclude,
+            request.prefer,
+            request.count,
+        )?;
+        let wish = Wish {
+            contiguous: request.contiguous,
+            ..wish
+        };
+        let scope = (request.only, request.address);
+
+        // Those who wait come first.
+        let is_behind = self
+            .waiting
+            .iter()
+            .any(|waiter| overlap(&waiter.wish, &wish));
+        let claim = if is_behind {
+            claim
+        } else {
+            match self.try_lease(&wish, scope, claim)? {
+                Ok(answer) => return Ok(Outcome::Now(Ok(answer))),
+                Err(claim) => claim,
+            }
+        };
+        if request.wait.is_zero() {
+            return Err(exhausted(&self.pool));
+        }
+        if self.waiting.len() >= MAX_WAITING {
+            return Err(Failure::new(
+                Code::Busy,
+                "too many requests wait for ports already",
+            ));
+        }
+        let (sender, answer) = oneshot::channel();
+        self.next_waiter += 1;
+        let id = self.next_waiter;
+        self.waiting.push_back(Waiter {
+            id,
+            wish,
+            scope,
+            claim,
+            answer: sender,
+        });
+        Ok(Outcome::Later(Waiting {
+            id,
+            deadline: Instant::now() + request.wait,
+            answer,
+        }))
+    }
+
+    /// Ends the wait of a request whose time is over, or whose client has hung up.
+    pub(crate) fn stop_waiting(&mut self, id: u64) -> Failure {
+        self.waiting.retain(|waiter| waiter.id != id);
+        let failure = exhausted(&self.pool);
+        self.count(&failure);
+        // It may have been in the way of others.
+        self.serve_waiting();
+        failure
+    }
+
+    /// Leases freed ports to those who wait: in their order, but for requests that no earlier one
+    /// competes with.
+    pub(crate) fn serve_waiting(&mut self) {
+        let mut still_waiting: VecDeque<Waiter> = VecDeque::new();
+        for mut waiter in std::mem::take(&mut self.waiting) {
+            if waiter.answer.is_closed() {
+                continue;
+            }
+            if still_waiting
+                .iter()
+                .any(|earlier| overlap(&earlier.wish, &waiter.wish))
+            {
+                still_waiting.push_back(waiter);
+                continue;
+            }
+            let result = match self.try_lease(&waiter.wish, waiter.scope, waiter.claim) {
+                Ok(Ok(answer)) => Ok(answer),
+                Ok(Err(claim)) => {
+                    waiter.claim = claim;
+                    still_waiting.push_back(waiter);
+                    continue;
+                }
+                Err(failure) => {
+                    self.count(&failure);
+                    Err(failure)
+                }
+            };
+            // If the client has hung up meanwhile, its connection's end is yet to be seen; the
+            // lease then ends with its owner as always.
+            _ = waiter.answer.send(result);
+        }
+        self.waiting = still_waiting;
+    }
+
+    /// Leases ports now. If there are none, the claim comes back.
+    fn try_lease(
+        &mut self,
+        wish: &Wish,
+        scope: Scope,
+        claim: Claim,
+    ) -> Result<Result<Value, Claim>, Failure> {
+        if self.is_stopping {
+            return Err(stopping());
+        }
+        let names = claim.names.clone();
+        match self.lease_or_return(wish, scope, claim)? {
+            Err(claim) => Ok(Err(claim)),
+            Ok(ports) => {
+                let mut names = names.into_iter();
+                let leases: Vec<Value> = ports
+                    .iter()
+                    .map(|port| match names.next() {
+                        Some(name) => json!({ "port": port, "name": name }),
+                        None => json!({ "port": port }),
+                    })
+                    .collect();
+                Ok(Ok(json!({ "leases": leases })))
+            }
+        }
+    }
+
+    fn lease_now(&mut self, wish: &Wish, scope: Scope, claim: Claim) -> Result<Vec<u16>, Failure> {
+        if self.is_stopping {
+            return Err(stopping());
+        }
+        if !self.waiting.is_empty() {
+            return Err(exhausted(&self.pool));
+        }
+        match self.lease_or_return(wish, scope, claim)? {
+            Ok(ports) => Ok(ports),
+            Err(_) => Err(exhausted(&self.pool)),
+        }
+    }
+
+    fn lease_or_return(
+        &mut self,
+        wish: &Wish,
+        scope: Scope,
+        claim: Claim,
+    ) -> Result<Result<Vec<u16>, Claim>, Failure> {
+        let (owner, process) = match &claim.owner {
+            ClaimOwner::Connection(id) => (*id, None),
+            ClaimOwner::Process(process) => {
+                // Before anything is leased: its number may be that of an owner that has exited,
+                // whose exit is not yet seen.
+                if let Some(former) = self.owners.exit_of(process.pid) {
+                    self.reclaim(former);
+                }
+                match self.owners.id_of(process.pid) {
+                    Some(id) => (id, None),
+                    None => (self.owners.new_id(), Some(process)),
+                }
+            }
+        };
+        let terms = Terms {
+            owner,
+            uid: claim.uid,
+            ttl: claim.ttl,
+            names: claim.names.clone(),
+            tag: claim.tag.clone(),
+        };
+        let mut scoped;
+        let attempts = match scope {
+            (None, None) => &mut self.attempts,
+            (only, address) => {
+                scoped = Attempts::within(only, address);
+                &mut scoped
+            }
+        };
+        let mut tried = 0;
+        let result = self.pool.lease(wish, &terms, now(), &mut |port| {
+            tried += 1;
+            attempts.lease(port)
+        });
+        self.stats.tried_for_last = tried;
+        match result {
+            Ok(ports) => {
+                let is_new = process.is_some();
+                if is_new && let ClaimOwner::Process(process) = claim.owner {
+                    self.owners.watch_as(owner, process).map_err(|err| {
+                        self.pool.release_all(owner);
+                        failed(err)
+                    })?;
+                }
+                self.stats.granted += ports.len() as u64;
+                self.save(&ports);
+                Ok(Ok(ports))
+            }
+            Err(Refusal::Exhausted) => Ok(Err(claim)),
+            Err(Refusal::OverLimit) => Err(Failure::new(
+                Code::OverLimit,
+                format!("user {} has as many leases as a user may have", claim.uid),
+            )),
+            Err(Refusal::Failed(err)) => Err(failed(io::Error::other(chain(&err)))),
+        }
+    }
+
+    /// Finds out for whom a request is.
+    fn claim(&self, client: &Client, owner: Owner) -> Result<Claim, Failure> {
+        let (owner, uid) = match owner {
+            Owner::Connection => {
+                let id = client.owner.expect("it was given one before");
+                let uid = client
+                    .peer
+                    .uid()
+                    .ok_or_else(|| denied(Denied::Invisible, owner))?;
+                (ClaimOwner::Connection(id), uid)
+            }
+            Owner::Peer => {
+                let process = client.peer.itself().map_err(|err| denied(err, owner))?;
+                let uid = process.uid;
+                (ClaimOwner::Process(process), uid)
+            }
+            Owner::Process(pid) => {
+                let process = client.peer.find(pid).map_err(|err| denied(err, owner))?;
+                let uid = process.uid;
+                (ClaimOwner::Process(process), uid)
+            }
+        };
+        Ok(Claim {
+            owner,
+            uid,
+            ttl: None,
+            names: Vec::new(),
+            tag: None,
+        })
+    }
+
+    /// Turns the sets of a request into parts of the pool.
+    fn wish(
+        &self,
+        ports: &Option<PortSet>,
+        exclude: &Option<PortSet>,
+        prefer: Vec<u16>,
+        count: usize,
+    ) -> Result<Wish, Failure> {
+        let nothing_left = || Failure::new(Code::Exhausted, "none of these ports is in the pool");
+        let pool = self.pool.ports();
+        let mut allowed = None;
+        if let Some(ports) = ports {
+            allowed = Some(pool.intersection(ports).ok_or_else(nothing_left)?);
+        }
+        if let Some(exclude) = exclude {
+            let rest = allowed.as_ref().unwrap_or(pool).difference(exclude);
+            allowed = Some(rest.ok_or_else(nothing_left)?);
+        }
+        let is_excluded = |port| exclude.as_ref().is_some_and(|set| set.contains(port));
+        let prefer: Vec<u16> = prefer
+            .into_iter()
+            .filter(|&port| pool.contains(port) && !is_excluded(port))
+            .collect();
+        Ok(Wish {
+            count,
+            contiguous: false,
+            ports: allowed,
+            prefer,
+        })
+    }
+
+    fn renew(&mut self, client: &Client, ports: &[u16], ttl: Duration) -> Result<Value, Failure> {
+        self.may_change(client, ports)?;
+        let expires = now().saturating_add(ttl);
+        for &port in ports {
+            self.pool.renew(port, expires);
+        }
+        self.save(ports);
+        Ok(json!({}))
+    }
+
+    fn release(&mut self, client: &Client, ports: &[u16]) -> Result<Value, Failure> {
+        self.may_change(client, ports)?;
+        let ended: Vec<_> = ports
+            .iter()
+            .filter_map(|&port| Some((port, self.pool.release(port)?)))
+            .collect();
+        self.stats.released += ended.len() as u64;
+        self.after_end(ended);
+        Ok(json!({}))
+    }
+
+    /// Makes sure that all `ports` are leased and that the client may end their leases.
+    fn may_change(&self, client: &Client, ports: &[u16]) -> Result<(), Failure> {
+        for port in ports {
+            let Some(lease) = self.pool.leases().get(port) else {
+                return Err(Failure::new(
+                    Code::NotLeased,
+                    format!("port {port} is not leased"),
+                ));
+            };
+            if !client
+                .peer
+                .uid()
+                .is_some_and(|uid| uid == 0 || uid == lease.uid)
+            {
+                let message = format!("port {port} is leased to another user");
+                return Err(Failure::new(Code::Forbidden, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the leases of owners that have exited.
+    pub(crate) fn take_exits(&mut self) {
+        for owner in self.owners.take_exits() {
+            self.reclaim(owner);
+        }
+        self.serve_waiting();
+    }
+
+    fn reclaim(&mut self, owner: OwnerId) {
+        let ended = self.pool.release_all(owner);
+        self.stats.reclaimed += ended.len() as u64;
+        self.save_end(ended.iter().map(|(port, _)| *port));
+    }
+
+    /// Ends what a connection owned.
+    pub(crate) fn disconnect(&mut self, client: Client) {
+        if let Some(owner) = client.owner {
+            self.reclaim(owner);
+            self.serve_waiting();
+        }
+    }
+
+    /// Does what has become due. Returns how long until there is something again.
+    pub(crate) fn do_due(&mut self) -> Option<Duration> {
+        let time = now();
+        let expired = self.pool.expire(time);
+        self.stats.expired += expired.len() as u64;
+        if !expired.is_empty() {
+            self.after_end(expired);
+        }
+        if self.owners.must_be_polled() {
+            self.take_exits();
+        }
+        self.serve_waiting();
+        self.rewrite_state(time);
+
+        // A port that has rested matters only to those who wait.
+        let rested = self.pool.next_rested().filter(|_| !self.waiting.is_empty());
+        let polling = self.owners.must_be_polled().then(|| time + POLL_INTERVAL);
+        [self.pool.next_expiry(), rested, self.state_retry, polling]
+            .into_iter()
+            .flatten()
+            .min()
+            // Never zero: time is given in whole steps, and may just not have come.
+            .map(|at| at.saturating_sub(now()).max(Duration::from_millis(1)))
+    }
+
+    fn after_end(&mut self, ended: Vec<(u16, Lease<Lock>)>) {
+        let owners: std::collections::BTreeSet<OwnerId> =
+            ended.iter().map(|(_, lease)| lease.owner).collect();
+        self.save_end(ended.iter().map(|(port, _)| *port));
+        drop(ended);
+        for owner in owners {
+            self.forget_if_idle(owner);
+        }
+        self.serve_waiting();
+    }
+
+    fn forget_if_idle(&mut self, owner: OwnerId) {
+        if !self.pool.has_leases(owner) {
+            self.owners.forget(owner);
+        }
+    }
+
+    fn save(&mut self, ports: &[u16]) {
+        let Some(state) = &mut self.state else { return };
+        let leases = ports.iter().filter_map(|&port| {
+            let lease = self.pool.leases().get(&port)?;
+            Some(saved(port, lease, self.owners.identity(lease.owner)?))
+        });
+        let result = state.leased(leases);
+        self.after_saving(result);
+    }
+
+    fn save_end(&mut self, ports: impl Iterator<Item = u16>) {
+        let Some(state) = &mut self.state else { return };
+        let result = state.ended(ports);
+        self.after_saving(result);
+    }
+
+    fn after_saving(&mut self, result: io::Result<()>) {
+        let Some(state) = &self.state else { return };
+        if let Err(err) = result {
+            // Once: until the file is whole again, nothing is written and nothing can fail.
+            warn!(
+                "cannot write the state file `{}`: {err}; serving goes on, but a server that is \
+                 killed now forgets its leases",
+                state.path().display()
+            );
+        }
+        if state.wants_rewriting(self.pool.leases().len()) && self.state_retry.is_none() {
+            self.state_retry = Some(now() + STATE_RETRY);
+        }
+    }
+
+    /// Writes the state file anew if it is time to.
+    fn rewrite_state(&mut self, time: Time) {
+        if self.state_retry.is_none_or(|retry| time < retry) {
+            return;
+        }
+        let Some(mut state) = self.state.take() else {
+            return;
+        };
+        let was_behind = state.is_behind();
+        self.state_retry = match state.rewrite(self.saved_leases()) {
+            Ok(()) => {
+                if was_behind {
+                    info!("the state file `{}` is whole again", state.path().display());
+                }
+                None
+            }
+            Err(_) => Some(time + STATE_RETRY),
+        };
+        self.state = Some(state);
+    }
+
+    fn saved_leases(&self) -> impl Iterator<Item = SavedLease> {
+        self.pool.leases().iter().filter_map(|(&port, lease)| {
+            Some(saved(port, lease, self.owners.identity(lease.owner)?))
+        })
+    }
+
+    pub(crate) fn numbers(&self) -> Numbers {
+        Numbers {
+            pool: self.pool.ports().len(),
+            free: self.pool.free(),
+            leased: self.pool.leases().len(),
+            resting: self.pool.resting(),
+            owners: self.pool.owners(),
+            clients: self.clients,
+            waiting: self.waiting.len(),
+            granted: self.stats.granted,
+            refused: self.stats.refused.clone(),
+            released: self.stats.released,
+            reclaimed: self.stats.reclaimed,
+            expired: self.stats.expired,
+            client_errors: self.stats.client_errors,
+            uptime: self.started.elapsed().as_secs_f64(),
+        }
+    }
+
+    pub(crate) fn listed_leases(&self) -> Vec<ListedLease> {
+        let time = now();
+        let listed = |(&port, lease): (&u16, &Lease<Lock>)| {
+            let pid = self.owners.pid(lease.owner).map(Pid::get);
+            ListedLease {
+                port,
+                pid,
+                uid: lease.uid,
+                command: pid.and_then(proc::command),
+                age: seconds(time.saturating_sub(lease.since)),
+                expires: lease.expires.map(|end| seconds(end.saturating_sub(time))),
+                name: lease.name.as_deref().map(str::to_owned),
+                tag: lease.tag.as_deref().map(str::to_owned),
+            }
+        };
+        self.pool.leases().iter().map(listed).collect()
+    }
+
+    /// Returns the descriptors of all locks, with their ports.
+    pub(crate) fn locks(&self) -> impl Iterator<Item = (u16, std::os::fd::BorrowedFd<'_>)> {
+        self.pool
+            .leases()
+            .iter()
+            .filter_map(|(&port, lease)| Some((port, lease.kept.as_ref()?.descriptor()?)))
+    }
+
+    /// Tells whether the connection of `client` owns a lease.
+    pub(crate) fn owns_leases(&self, client: &Client) -> bool {
+        client
+            .owner
+            .is_some_and(|owner| self.pool.has_leases(owner))
+    }
+
+    pub(crate) fn connected(&mut self) {
+        self.clients += 1;
+    }
+
+    pub(crate) fn disconnected(&mut self) {
+        self.clients -= 1;
+    }
+
+    /// Leases nothing from now on, and sends everybody away who waits.
+    pub(crate) fn stop(&mut self) {
+        self.is_stopping = true;
+        for waiter in std::mem::take(&mut self.waiting) {
+            _ = waiter.answer.send(Err(stopping()));
+        }
+    }
+
+    pub(crate) fn owners(&self) -> &Owners {
+        &self.owners
+    }
+}
+
+/// Finds the process of a saved lease, if it is still the same.
+fn same_process(lease: &SavedLease) -> Option<Process> {
+    let pid = Pid::new(lease.pid)?;
+    let watch = Watch::open(pid).ok()?;
+    let process = Process {
+        pid,
+        uid: lease.uid,
+        watch,
+    };
+    let found = Identity::of(&process);
+    let is_same = match (lease.inode, found.inode) {
+        (Some(saved), Some(found)) => saved == found,
+        // Without inodes on one of the two sides, the time of the start is all there is. It errs
+        // towards keeping a lease: a successor may have the same.
+        _ => lease.started.or_else(|| proc::start_time(pid.get())) == proc::start_time(pid.get()),
+    };
+    (is_same && lease.identity().pid == found.pid && !process.watch.has_exited().ok()?)
+        .then_some(process)
+}
+
+fn saved(port: u16, lease: &Lease<Lock>, identity: Identity) -> SavedLease {
+    SavedLease {
+        port,
+        pid: identity.pid,
+        inode: identity.inode,
+        started: identity.started,
+        uid: lease.uid,
+        since: seconds(lease.since),
+        expires: lease.expires.map(seconds),
+        name: lease.name.clone(),
+        tag: lease.tag.as_deref().map(Box::from),
+    }
+}
+
+/// Tells whether two wishes compete for a port.
+fn overlap(a: &Wish, b: &Wish) -> bool {
+    match (&a.ports, &b.ports) {
+        (Some(a), Some(b)) => a.intersection(b).is_some(),
+        _ => true,
+    }
+}
+
+fn exhausted(pool: &Pool<Lock>) -> Failure {
+    Failure::new(
+        Code::Exhausted,
+        format!(
+            "not enough unused ports: of {} in the pool, {} are leased and {} in use",
+            pool.ports().len(),
+            pool.leases().len(),
+            pool.resting()
+        ),
+    )
+}
+
+fn stopping() -> Failure {
+    Failure::new(Code::Stopping, "the server is about to end")
+}
+
+fn failed(err: io::Error) -> Failure {
+    warn!("a request failed: {err}");
+    Failure::new(Code::Failed, err)
+}
+
+fn denied(denied: Denied, owner: Owner) -> Failure {
+    let who = match owner {
+        Owner::Process(pid) => format!("process {pid}"),
+        Owner::Peer | Owner::Connection => "the client".to_owned(),
+    };
+    match denied {
+        Denied::NoProcess => {
+            Failure::new(Code::NoProcess, format!("{who} is not a running process"))
+        }
+        Denied::Init => Failure::new(
+            Code::NoProcess,
+            "process 1 never ends, so it can own no port",
+        ),
+        Denied::Forbidden => {
+            Failure::new(Code::Forbidden, format!("{who} belongs to another user"))
+        }
+        Denied::Invisible => Failure::new(
+            Code::NoProcess,
+            "the client is outside of the server's pid namespace, or has exited",
+        ),
+        Denied::Failed(err) => failed(err),
+    }
+}
+
+fn chain(err: &dyn std::error::Error) -> String {
+    match err.source() {
+        Some(source) => format!("{err}: {}", chain(source)),
+        None => err.to_string(),
+    }
+}
