@@ -204,6 +204,7 @@ fn hint(source: &io::Error) -> &'static str {
         Some(rustix::io::Errno::MFILE) => {
             " (each leased port takes a descriptor: raise the limit with `ulimit -n`)"
         }
+        Some(rustix::io::Errno::ADDRNOTAVAIL) => " (which is not one of this host's)",
         _ => "",
     }
 }

@@ -1,0 +1,20 @@
+//! The command, as its users meet it.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that meets what it does not expect has failed"
+)]
+
+mod drop_in;
+mod generated;
+mod keeper;
+mod messages;
+mod pick;
+mod servers;
+mod support;
+
+/// The process with the library that other tests talk to.
+#[test]
+#[ignore = "run by other tests, in processes of its own"]
+fn worker() {
+    portpicker_testing::worker::serve(|_, _| None);
+}
