@@ -1,6 +1,8 @@
 //! One attempt at one port: lock first, then probe.
 
 use std::net::IpAddr;
+#[cfg(unix)]
+use std::os::fd::OwnedFd;
 
 use crate::error::{Error, Result};
 use crate::hold::Hold;
@@ -105,6 +107,37 @@ impl Attempts {
     /// [`Error::Lock`] if the system fails.
     pub fn adopt(&mut self, port: u16) -> Result<Option<Lease>> {
         match self.locker.try_lock(port) {
+            Ok(lock) => Ok(lock.map(|lock| Lease::new(port, Keeping::Lock(lock)))),
+            Err(source) => Err(Error::Lock { port, source }),
+        }
+    }
+
+    /// Takes over the lease of `port` of which `descriptor` is a copy: see [`Lease::descriptor`].
+    ///
+    /// For a lease that was never let go of: by a process that has passed its descriptor on, or
+    /// left it with a service manager. Returns `None` if it is not the lock of that port, in this
+    /// network namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lock`] if the system fails.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use portpicker::{Attempts, Picker};
+    ///
+    /// let lease = Picker::new().server(portpicker::Server::None).lease()?;
+    /// let copy = lease.descriptor().expect("no server has it").try_clone_to_owned()?;
+    /// let port = lease.port();
+    /// drop(lease);
+    /// let lease = Attempts::new().adopt_descriptor(port, copy)?.expect("nobody let go of it");
+    /// assert_eq!(lease.port(), port);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[cfg(unix)]
+    pub fn adopt_descriptor(&mut self, port: u16, descriptor: OwnedFd) -> Result<Option<Lease>> {
+        match self.locker.adopt(port, descriptor) {
             Ok(lock) => Ok(lock.map(|lock| Lease::new(port, Keeping::Lock(lock)))),
             Err(source) => Err(Error::Lock { port, source }),
         }

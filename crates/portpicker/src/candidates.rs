@@ -2,8 +2,9 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs;
+use std::io;
 use std::ops::RangeInclusive;
+use std::path::Path;
 
 use crate::PortSet;
 use crate::error::{Error, Result};
@@ -63,7 +64,8 @@ impl Candidates {
     ///
     /// # Errors
     ///
-    /// [`Error::Environment`] if the variable is set to something else than a set of ports.
+    /// [`Error::Environment`] if the variable is set to something else than a set of ports,
+    /// [`Error::HostPorts`] if the host cannot be asked for its ports.
     pub(crate) fn find() -> Result<Self> {
         let variable = env::var_os(VARIABLE);
         let ports = match &variable {
@@ -76,11 +78,10 @@ impl Candidates {
                         source,
                     })?
             }
-            None => default_candidates(&Host {
-                ephemeral: kernel_ports::ephemeral_range(),
-                reserved: kernel_ports::reserved_ports(),
-                services: fs::read_to_string("/etc/services").unwrap_or_default(),
-            }),
+            None => {
+                let host = Host::ask().map_err(|source| Error::HostPorts { source })?;
+                default_candidates(&host)
+            }
         };
         Ok(Self { variable, ports })
     }
@@ -97,6 +98,17 @@ struct Host {
     reserved: Option<PortSet>,
     /// The text of `/etc/services`.
     services: String,
+}
+
+impl Host {
+    fn ask() -> io::Result<Self> {
+        let services = kernel_ports::read_if_there(Path::new("/etc/services"))?;
+        Ok(Self {
+            ephemeral: kernel_ports::ephemeral_range()?,
+            reserved: kernel_ports::reserved_ports()?,
+            services: services.unwrap_or_default(),
+        })
+    }
 }
 
 fn default_candidates(host: &Host) -> PortSet {

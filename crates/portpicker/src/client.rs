@@ -1,234 +1,143 @@
-//! Asking a port server for a port: one request on a connection of its own.
+//! What a port server can be asked besides for ports: who has which, and to give one back.
+//!
+//! Only servers that speak the extended protocol can, such as this project's. Ports come from a
+//! [`Picker`](crate::Picker) or from [`request_port`](crate::request_port).
 
-use std::env;
-use std::fmt;
-use std::io::{self, Read, Write};
-use std::str::FromStr;
-use std::time::{Duration, Instant};
-
-use socket2::{Domain, SockAddr, Socket, Type};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::exchange::{Spoken, ask};
 use crate::process::Pid;
-use crate::protocol::{self, Answer};
+use crate::protocol::extended;
+use crate::server_address::ServerAddress;
 
-/// The environment variable that names the port server of this host.
-pub(crate) const VARIABLE: &str = "PORTSERVER_ADDRESS";
-
-/// Where a port server listens: the path of a Unix socket, or `@name` for the abstract namespace.
+/// A lease, as a port server lists it.
 ///
-/// The conventional one is `@unittest-portserver`.
-///
-/// # Example
-///
-/// ```
-/// use portpicker::ServerAddress;
-///
-/// let address: ServerAddress = "@unittest-portserver".parse()?;
-/// assert_eq!(address.to_string(), "@unittest-portserver");
-/// # Ok::<(), portpicker::ParseServerAddressError>(())
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ServerAddress {
-    /// As it was written: not empty.
-    text: String,
+/// The texts come from whoever made the lease, and may contain anything: mind control characters
+/// before you print them.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ListedLease {
+    /// The port.
+    pub port: u16,
+    /// The process that owns it, as the server sees processes; `None` if a connection owns it.
+    pub owner: Option<Pid>,
+    /// The id of the user that the lease counts for.
+    pub uid: u32,
+    /// The name of the owner's program.
+    pub command: Option<String>,
+    /// How long ago the lease was made.
+    pub age: Duration,
+    /// How soon it ends unless it is renewed; `None` if it ends with its owner only.
+    pub expires: Option<Duration>,
+    /// What the port is called among those that were leased with it.
+    pub name: Option<String>,
+    /// What the lease is for: see [`Picker::tag`](crate::Picker::tag).
+    pub tag: Option<String>,
 }
 
-impl ServerAddress {
-    /// Returns the address in `PORTSERVER_ADDRESS`, read now; `None` if it is not set or empty.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Server`] with [`io::ErrorKind::InvalidInput`] if it cannot be an address.
-    pub fn from_environment() -> Result<Option<Self>> {
-        match env::var_os(VARIABLE) {
-            Some(text) if !text.is_empty() => {
-                let text = text.to_string_lossy().into_owned();
-                text.parse()
-                    .map(Some)
-                    .map_err(|err: ParseServerAddressError| Error::Server {
-                        address: Self { text },
-                        source: io::Error::new(io::ErrorKind::InvalidInput, err),
-                    })
-            }
-            _ => Ok(None),
-        }
-    }
-
-    fn to_socket_address(&self) -> io::Result<SockAddr> {
-        match self.text.strip_prefix('@') {
-            Some(name) => SockAddr::unix(format!("\0{name}")),
-            None => SockAddr::unix(&self.text),
-        }
-    }
-}
-
-impl fmt::Display for ServerAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl FromStr for ServerAddress {
-    type Err = ParseServerAddressError;
-
-    fn from_str(text: &str) -> std::result::Result<Self, ParseServerAddressError> {
-        let address = Self {
-            text: text.to_owned(),
-        };
-        if matches!(text, "" | "@") || text.contains('\0') || address.to_socket_address().is_err() {
-            return Err(ParseServerAddressError { text: address.text });
-        }
-        Ok(address)
-    }
-}
-
-/// A text that is not the address of a port server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParseServerAddressError {
-    text: String,
-}
-
-impl fmt::Display for ParseServerAddressError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "`{}` is not a server address: those are the path of a socket or `@name`, of at most \
-             107 bytes",
-            self.text.escape_debug()
-        )
-    }
-}
-
-impl std::error::Error for ParseServerAddressError {}
-
-/// Asks the port server at `address` to lease a port to the process `owner`.
+/// Returns the leases of the port server at `address`, ascending by port.
 ///
-/// Promise 2, *leased*, as far as that server's own pool goes: it leases a port to one process at
-/// a time, until that process exits, whatever becomes of the caller. The port servers of this
-/// project take the same locks as [`Picker`](crate::Picker), so their leases never meet; other
-/// servers do not.
-///
-/// `timeout` bounds the whole exchange: connecting, sending, and the answer.
+/// `timeout` bounds the whole exchange.
 ///
 /// # Errors
 ///
-/// - [`Error::Refused`] if the server declined. The original protocol does not say why: the
-///   process does not exist or may not own ports, or the pool is exhausted.
-/// - [`Error::Server`] if nothing listens there, the time is over, or the answer is not a port.
+/// - [`Error::ServerCannot`] if the server speaks only the original protocol.
+/// - [`Error::Declined`] if it says that it failed.
+/// - [`Error::Server`] if nothing listens there, the time is over, or the answer is not a list.
 ///
 /// # Example
 ///
 /// ```no_run
 /// use std::time::Duration;
-/// use portpicker::{process::Pid, request_port};
+/// use portpicker::client;
 ///
 /// let server = "@unittest-portserver".parse()?;
-/// let port = request_port(&server, Pid::current(), Duration::from_secs(10))?;
+/// for lease in client::list(&server, Duration::from_secs(10))? {
+///     println!("{} {:?}", lease.port, lease.tag);
+/// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # References
 ///
-/// - `docs/protocol.md`, section 2: `PID\n` → `PORT\n`, as in [python_portpicker] 1.6.
+/// - `docs/protocol.md`, section 3.7.
+pub fn list(address: &ServerAddress, timeout: Duration) -> Result<Vec<ListedLease>> {
+    let (request, parse) = (extended::list(), extended::parse_list);
+    let spoken = ask(address, &request, extended::MAX_LIST, parse, timeout)?;
+    finish(spoken, address, "a list of its leases", "list its leases")
+}
+
+/// Ends the leases of `ports` at the port server at `address`, all or none.
 ///
-/// [python_portpicker]: https://github.com/google/python_portpicker
-pub fn request_port(address: &ServerAddress, owner: Pid, timeout: Duration) -> Result<u16> {
-    match exchange(address, owner, timeout) {
-        Ok(Answer::Port(port)) => Ok(port),
-        Ok(Answer::Refusal) => Err(Error::Refused {
+/// The server leases the ports to others then, once they are unused: their owners must not use them
+/// any longer. A user can release the leases of the same user's processes, root all. `timeout`
+/// bounds the whole exchange.
+///
+/// A port of this process is given back by dropping its [`Lease`](crate::Lease), or by
+/// [`return_port`](crate::return_port).
+///
+/// # Errors
+///
+/// - [`Error::ServerCannot`] if the server speaks only the original protocol, in which leases end
+///   with their owners only.
+/// - [`Error::Declined`] if a port is not leased, or is another user's.
+/// - [`Error::Server`] if nothing listens there, the time is over, or the answer is none. The ports
+///   may have been released.
+///
+/// # Example
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use portpicker::client;
+///
+/// let server = "@unittest-portserver".parse()?;
+/// client::release(&server, &[20_001], Duration::from_secs(10))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # References
+///
+/// - `docs/protocol.md`, section 3.6.
+pub fn release(address: &ServerAddress, ports: &[u16], timeout: Duration) -> Result<()> {
+    release_if_owned(address, ports, None, timeout)
+}
+
+/// The same, but only if `owner` has the ports: not another process that was given one since.
+pub(crate) fn release_if_owned(
+    address: &ServerAddress,
+    ports: &[u16],
+    owner: Option<Pid>,
+    timeout: Duration,
+) -> Result<()> {
+    let (request, parse) = (extended::release(ports, owner), extended::parse_released);
+    let spoken = ask(address, &request, extended::MAX_ANSWER, parse, timeout)?;
+    finish(
+        spoken,
+        address,
+        "the release of a port",
+        "release the ports",
+    )
+}
+
+/// Returns what was asked for, or the error that says in words what that was.
+fn finish<T>(
+    spoken: Spoken<T>,
+    address: &ServerAddress,
+    option: &'static str,
+    request: &'static str,
+) -> Result<T> {
+    match spoken {
+        Spoken::Done(done) => Ok(done),
+        Spoken::Failed(failure) => Err(Error::Declined {
             address: address.clone(),
-            owner,
+            request,
+            refusal: failure.refusal,
+            reason: failure.reason,
         }),
-        Err(source) => Err(Error::Server {
+        Spoken::NotAtAll => Err(Error::ServerCannot {
             address: address.clone(),
-            source,
+            option,
         }),
-    }
-}
-
-fn exchange(address: &ServerAddress, owner: Pid, timeout: Duration) -> io::Result<Answer> {
-    let deadline = Deadline::after(timeout);
-    let mut socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // The timeout for sending bounds connect(2) as well, which waits while the server's backlog is
-    // full; a non-blocking connect to a Unix socket would fail at once instead.
-    socket.set_write_timeout(Some(deadline.left()?))?;
-    socket
-        .connect(&address.to_socket_address()?)
-        .map_err(timed_out)?;
-    socket
-        .write_all(&protocol::request(owner))
-        .map_err(timed_out)?;
-
-    let mut answer = Vec::with_capacity(protocol::MAX_ANSWER);
-    let mut buffer = [0; protocol::MAX_ANSWER];
-    loop {
-        // Set anew for each read, so that a server that sends a byte now and then gains nothing.
-        socket.set_read_timeout(Some(deadline.left()?))?;
-        let ended = match socket.read(&mut buffer) {
-            Ok(count) => {
-                answer.extend_from_slice(&buffer[..count]);
-                count == 0
-            }
-            // Hanging up with our request unread is a refusal too.
-            Err(err) if err.kind() == io::ErrorKind::ConnectionReset => true,
-            Err(err) if err.kind() == io::ErrorKind::Interrupted => false,
-            Err(err) => return Err(timed_out(err)),
-        };
-        if let Some(result) = protocol::parse_answer(&answer, ended) {
-            return result.map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err));
-        }
-    }
-}
-
-/// The end of an exchange.
-struct Deadline(Option<Instant>);
-
-impl Deadline {
-    fn after(timeout: Duration) -> Self {
-        Self(Instant::now().checked_add(timeout))
-    }
-
-    /// Returns the time that is left. Never zero, which would mean no bound.
-    fn left(&self) -> io::Result<Duration> {
-        // The system's limit for a socket's timeout is far above a day.
-        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-        let left = self
-            .0
-            .map_or(DAY, |end| end.saturating_duration_since(Instant::now()));
-        if left.is_zero() {
-            Err(no_answer_in_time())
-        } else {
-            Ok(left.min(DAY))
-        }
-    }
-}
-
-/// A socket whose timeout has passed reports EAGAIN, which tells nobody anything.
-fn timed_out(err: io::Error) -> io::Error {
-    if err.kind() == io::ErrorKind::WouldBlock {
-        no_answer_in_time()
-    } else {
-        err
-    }
-}
-
-fn no_answer_in_time() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "no answer in time")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_paths_or_names() {
-        for text in ["@unittest-portserver", "/run/portserver.sock", "localhost"] {
-            assert_eq!(text.parse::<ServerAddress>().unwrap().to_string(), text);
-        }
-        let too_long = format!("@{}", "x".repeat(108));
-        for text in ["", "@", "a\0b", &too_long] {
-            assert!(text.parse::<ServerAddress>().is_err(), "{text:?}");
-        }
     }
 }

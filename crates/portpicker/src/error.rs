@@ -5,9 +5,9 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 
-use crate::client::ServerAddress;
 use crate::port_set::ParsePortSetError;
 use crate::process::Pid;
+use crate::server_address::ServerAddress;
 
 /// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -28,7 +28,7 @@ pub enum Error {
         /// How many the set of ports without the excluded ones has.
         candidates: usize,
     },
-    /// The port server answered, and declined.
+    /// The port server answered, and leased no port.
     ///
     /// The original protocol does not say why: the process does not exist or may not own ports,
     /// or the server's pool is exhausted.
@@ -37,20 +37,35 @@ pub enum Error {
         address: ServerAddress,
         /// The process that the port was asked for.
         owner: Pid,
+        /// Why, for programs; `None` in the original protocol.
+        refusal: Option<Refusal>,
+        /// Why, for people, in the server's words; `None` in the original protocol.
+        reason: Option<String>,
     },
-    /// The port server could not be reached, broke off, or did not answer with a port.
+    /// The port server answered, and did not do something else than leasing a port.
+    Declined {
+        /// Where the server is.
+        address: ServerAddress,
+        /// What it was asked to do, in words.
+        request: &'static str,
+        /// Why, for programs.
+        refusal: Refusal,
+        /// Why, for people, in the server's words.
+        reason: String,
+    },
+    /// The port server could not be reached, broke off, or did not answer as it should.
     Server {
         /// Where the server should be.
         address: ServerAddress,
         /// What the socket reported: [`io::ErrorKind::TimedOut`] if the deadline passed,
-        /// [`io::ErrorKind::InvalidData`] if the answer is not a port.
+        /// [`io::ErrorKind::InvalidData`] if the answer is none.
         source: io::Error,
     },
-    /// The server speaks the original protocol, which cannot express an option of this pick.
+    /// The server speaks the original protocol, which cannot express what was asked for.
     ServerCannot {
         /// Where the server is.
         address: ServerAddress,
-        /// The option, in words.
+        /// The option, or whatever else it was, in words.
         option: &'static str,
     },
     /// A lease for another process was asked for, and there is no port server to keep it.
@@ -76,6 +91,11 @@ pub enum Error {
         /// What the system reported.
         source: io::Error,
     },
+    /// The host cannot be asked which ports it uses for itself: out of descriptors, for example.
+    HostPorts {
+        /// What the system reported.
+        source: io::Error,
+    },
     /// The socket given to [`bind_port`](crate::bind_port) is not fit for it.
     UnfitSocket {
         /// What is wrong with it, in words.
@@ -95,6 +115,60 @@ pub enum Error {
         /// What is wrong with its value.
         source: ParsePortSetError,
     },
+}
+
+/// Why a port server refused, as far as a program can act on it.
+///
+/// # References
+///
+/// - `docs/protocol.md`, section 3.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The request is not as the server wants it: too many ports at once, for example.
+    BadRequest,
+    /// The server does not speak this version of the protocol.
+    BadVersion,
+    /// The server does not know this operation.
+    BadOp,
+    /// There are not enough unused ports.
+    Exhausted,
+    /// The owner is not a running process, or is process 1.
+    NoProcess,
+    /// The owner, or the lease, is another user's.
+    Forbidden,
+    /// The user has as many leases as one may have.
+    OverLimit,
+    /// A port is not leased.
+    NotLeased,
+    /// As many clients wait as may wait.
+    Busy,
+    /// The server is about to end.
+    Stopping,
+    /// The system failed the server.
+    Failed,
+    /// Something that this version of the library does not know.
+    Other,
+}
+
+impl Refusal {
+    /// Reads a code of the extended protocol.
+    pub(crate) fn from_code(code: &str) -> Self {
+        match code {
+            "bad-request" => Self::BadRequest,
+            "bad-version" => Self::BadVersion,
+            "bad-op" => Self::BadOp,
+            "exhausted" => Self::Exhausted,
+            "no-process" => Self::NoProcess,
+            "forbidden" => Self::Forbidden,
+            "over-limit" => Self::OverLimit,
+            "not-leased" => Self::NotLeased,
+            "busy" => Self::Busy,
+            "stopping" => Self::Stopping,
+            "failed" => Self::Failed,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// How the candidates of a pick fared in its last pass.
@@ -159,10 +233,26 @@ impl fmt::Display for Error {
                     "{wanted} ports wanted, but only {candidates} to choose from"
                 )
             }
-            Self::Refused { address, owner } => write!(
+            Self::Refused {
+                address,
+                owner,
+                reason,
+                ..
+            } => write!(
                 f,
-                "the port server at `{address}` refused a port to process {owner}: it may have \
-                 exited, or all ports are leased"
+                "the port server at `{address}` refused a port to process {owner}: {}",
+                reason
+                    .as_deref()
+                    .unwrap_or("it may have exited, or all ports are leased")
+            ),
+            Self::Declined {
+                address,
+                request,
+                reason,
+                ..
+            } => write!(
+                f,
+                "the port server at `{address}` refused to {request}: {reason}"
             ),
             Self::Server { address, .. } => {
                 write!(f, "cannot talk to the port server at `{address}`")
@@ -191,6 +281,13 @@ impl fmt::Display for Error {
             Self::Lock { port, source } => {
                 write!(f, "cannot try the lock of port {port}{}", hint(source))
             }
+            Self::HostPorts { source } => {
+                write!(
+                    f,
+                    "cannot find out which ports this host uses for itself{}",
+                    hint(source)
+                )
+            }
             Self::UnfitSocket { reason } => f.write_str(reason),
             Self::Host { host, .. } => write!(f, "cannot bind to `{host}`"),
             Self::Environment { variable, .. } => write!(f, "{variable} is not a set of ports"),
@@ -215,6 +312,7 @@ impl error::Error for Error {
             Self::Server { source, .. }
             | Self::Socket { source, .. }
             | Self::Lock { source, .. }
+            | Self::HostPorts { source }
             | Self::Host { source, .. } => Some(source),
             Self::Environment { source, .. } => Some(source),
             _ => None,

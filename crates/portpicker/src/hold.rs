@@ -156,6 +156,7 @@ impl Hold {
     /// [`Error::Socket`] with what setsockopt(2) reports, or if a UDP socket cannot be made.
     pub fn shut_door(&mut self) -> Result<()> {
         if let Some(tcp) = &self.bound.tcp {
+            probe::forget_sharing(self.scope, self.port());
             tcp.set_reuse_address(false)
                 .map_err(self.failed("setsockopt"))?;
         }

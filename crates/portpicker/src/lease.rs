@@ -2,11 +2,19 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use crate::client::ServerAddress;
+use crate::client;
+use crate::error::Error;
 use crate::owned;
 use crate::process::Pid;
+use crate::server_address::ServerAddress;
 use crate::sys::lock::Lock;
+
+/// How long a server may take to release a dropped lease.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A port that no other lease on this host has, until this one is dropped.
 ///
@@ -20,9 +28,12 @@ use crate::sys::lock::Lock;
 /// it lives; a program started by `exec` has none. However the process ends, the kernel ends the
 /// lease.
 ///
-/// A lease made by a port server ends with its owner; dropped by the owner, its port is offered to
-/// this process's next [`pick_unused_port`](crate::pick_unused_port), since the original protocol
-/// cannot give it back.
+/// A lease made by a port server ends with its owner. Dropped by the owner, it is released at the
+/// server: that takes a round trip, at most a second, and a server that fails it keeps the port
+/// until the owner exits. A server that speaks the original protocol cannot take a port back; then
+/// it is offered to this process's next [`pick_unused_port`](crate::pick_unused_port). Dropped by
+/// anybody else, such as a forked child or the process that asked for it in the owner's name, the
+/// lease goes on.
 ///
 /// # Example
 ///
@@ -47,13 +58,63 @@ pub(crate) enum Keeping {
     /// The lock, which is ours.
     Lock(Lock),
     /// A port server, as long as the owner lives.
-    Server { address: ServerAddress, owner: Pid },
+    Server(Arc<Grantor>),
     /// Whoever told us about the port with `add_reserved_port`.
     Elsewhere,
 }
 
+/// The port server that granted the ports of a pick, and to whom.
+#[derive(Debug)]
+pub(crate) struct Grantor {
+    address: ServerAddress,
+    owner: Pid,
+    /// Whether it has failed to take a port back. It is not asked for the others of the pick then:
+    /// a thousand leases must not take a thousand timeouts to drop.
+    has_failed: AtomicBool,
+}
+
+impl Grantor {
+    pub(crate) fn new(address: ServerAddress, owner: Pid) -> Self {
+        Self {
+            address,
+            owner,
+            has_failed: AtomicBool::new(false),
+        }
+    }
+
+    /// Returns the process that the ports were granted to.
+    pub(crate) fn owner(&self) -> Pid {
+        self.owner
+    }
+
+    /// Tells whether the ports are this process's: a forked child's are not.
+    pub(crate) fn is_for_us(&self) -> bool {
+        self.owner == Pid::current()
+    }
+
+    /// Releases `ports` at the server, which need not succeed. Returns whether the server can.
+    pub(crate) fn release(&self, ports: &[u16]) -> bool {
+        // Nothing hangs on the order: at worst one more release is tried.
+        if self.has_failed.load(Ordering::Relaxed) {
+            return true;
+        }
+        match client::release_if_owned(&self.address, ports, Some(self.owner), RELEASE_TIMEOUT) {
+            Ok(()) => true,
+            Err(Error::ServerCannot { .. }) => false,
+            Err(Error::Declined { .. }) => true,
+            Err(_) => {
+                self.has_failed.store(true, Ordering::Relaxed);
+                true
+            }
+        }
+    }
+}
+
 impl Lease {
     pub(crate) fn new(port: u16, keeping: Keeping) -> Self {
+        if let Keeping::Lock(_) = keeping {
+            owned::LOCKED.insert(port);
+        }
         Self {
             port,
             keeping: Some(keeping),
@@ -87,7 +148,7 @@ impl Lease {
     /// Returns the address of the port server that made the lease, if one did.
     pub fn server(&self) -> Option<&ServerAddress> {
         match &self.keeping {
-            Some(Keeping::Server { address, .. }) => Some(address),
+            Some(Keeping::Server(grantor)) => Some(&grantor.address),
             _ => None,
         }
     }
@@ -100,13 +161,23 @@ impl Lease {
     }
 }
 
+impl Lease {
+    fn take_keeping(&mut self) -> Option<Keeping> {
+        let keeping = self.keeping.take();
+        if let Some(Keeping::Lock(_)) = keeping {
+            // Before the lock is released: after that, the port may be somebody else's.
+            owned::LOCKED.remove(self.port);
+        }
+        keeping
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
-        // Only the owner may offer the port again: a forked child that drops its copy is not.
-        if let Some(keeping @ Keeping::Server { owner, .. }) = self.keeping.take()
-            && owner == Pid::current()
+        if let Some(Keeping::Server(grantor)) = self.take_keeping()
+            && grantor.is_for_us()
         {
-            owned::offer(self.port, Some(keeping));
+            owned::drop_grant(self.port, grantor);
         }
     }
 }

@@ -44,11 +44,17 @@
 //! What depends on the operating system is in `sys/`, a file for each mechanism. `attempt`
 //! is the heart: lock first, then probe.
 
+/// The examples of the README. Not part of the package, hence only for tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
+
 mod attempt;
 mod bind;
 mod candidates;
-mod client;
+pub mod client;
 mod error;
+mod exchange;
 mod hold;
 mod lease;
 mod owned;
@@ -58,13 +64,14 @@ mod probe;
 pub mod process;
 mod protocol;
 mod search;
+mod server_address;
 mod sys;
 mod walk;
 
 pub use attempt::{Attempt, Attempts};
 pub use bind::bind_port;
-pub use client::{ParseServerAddressError, ServerAddress, request_port};
-pub use error::{Error, Result, Tally};
+pub use error::{Error, Refusal, Result, Tally};
+pub use exchange::request_port;
 pub use hold::Hold;
 pub use lease::Lease;
 pub use owned::{
@@ -74,3 +81,4 @@ pub use owned::{
 pub use picker::{Picker, Server};
 pub use port_set::{ParsePortSetError, PortSet};
 pub use probe::{Family, Kind};
+pub use server_address::{ParseServerAddressError, ServerAddress};

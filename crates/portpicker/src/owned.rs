@@ -1,13 +1,14 @@
 //! The ports of this process: picked, returned, and reserved.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::Error;
 use crate::attempt::{Attempt, Attempts};
 use crate::candidates::Candidates;
 use crate::error::Result;
-use crate::lease::{Keeping, Lease};
+use crate::lease::{Grantor, Keeping, Lease};
 use crate::picker::Picker;
 use crate::probe::{Answer, Family, Kind, Prober, Scope};
 use crate::sys::fork::PerProcess;
@@ -29,9 +30,44 @@ struct Ports {
     /// To be offered before all others, in this order. Those that something keeps leased to us
     /// cannot be lost; the others have to be locked again.
     offered: VecDeque<(u16, Option<Keeping>)>,
+    /// Granted to us by a port server, and not released.
+    granted: HashSet<u16>,
 }
 
 static STATE: PerProcess<State> = PerProcess::new();
+
+/// The ports whose locks are in this process.
+///
+/// A forked child starts with its parent's, and rightly: it shares their locks.
+pub(crate) static LOCKED: PortBits = PortBits::new();
+
+/// A set of ports that changes without a lock, and so cannot be found locked after a fork.
+#[derive(Debug)]
+pub(crate) struct PortBits([AtomicU64; 1024]);
+
+impl PortBits {
+    const fn new() -> Self {
+        Self([const { AtomicU64::new(0) }; 1024])
+    }
+
+    pub(crate) fn insert(&self, port: u16) {
+        self.word(port)
+            .fetch_or(1 << (port % 64), Ordering::Relaxed);
+    }
+
+    pub(crate) fn remove(&self, port: u16) {
+        self.word(port)
+            .fetch_and(!(1 << (port % 64)), Ordering::Relaxed);
+    }
+
+    fn contains(&self, port: u16) -> bool {
+        self.word(port).load(Ordering::Relaxed) & (1 << (port % 64)) != 0
+    }
+
+    fn word(&self, port: u16) -> &AtomicU64 {
+        &self.0[usize::from(port / 64)]
+    }
+}
 
 pub(crate) fn state() -> &'static State {
     STATE.get()
@@ -58,6 +94,34 @@ pub(crate) fn keep(lease: Lease) {
 /// Tells whether this process has picked `port` and not returned it.
 pub(crate) fn has(port: u16) -> bool {
     lock(&state().ports).leases.contains_key(&port)
+}
+
+/// Takes note that a port server has granted `port` to this process. Returns whether it may: not
+/// if one had before, and the port is in use here.
+pub(crate) fn note_grant(port: u16) -> bool {
+    let mut ports = lock(&state().ports);
+    // A server that forgets its leases when it ends grants them anew. One that is on offer here is
+    // nobody's, so it can be.
+    let before = ports.offered.len();
+    ports
+        .offered
+        .retain(|(known, keeping)| !matches!(keeping, Some(Keeping::Server(_)) if *known == port));
+    let was_offered = ports.offered.len() < before;
+    let is_leased = ports.leases.contains_key(&port);
+    !is_leased && (ports.granted.insert(port) || was_offered)
+}
+
+/// Gives a granted port back to its server, or offers it here if the server cannot take it.
+pub(crate) fn drop_grant(port: u16, grantor: Arc<Grantor>) {
+    // Before it is released: it may be granted to another thread right after.
+    lock(&state().ports).granted.remove(&port);
+    if !grantor.release(&[port]) {
+        let mut ports = lock(&state().ports);
+        ports.granted.insert(port);
+        ports
+            .offered
+            .push_back((port, Some(Keeping::Server(grantor))));
+    }
 }
 
 /// Offers `port` to this process's next picks.
@@ -138,12 +202,13 @@ pub fn pick_unused_ports(count: usize) -> Result<Vec<u16>> {
 /// # Ok::<(), portpicker::Error>(())
 /// ```
 pub fn return_port(port: u16) -> bool {
-    let lease = lock(&state().ports).leases.remove(&port);
-    let found = lease.is_some();
-    if let Some(lease) = lease {
-        offer(port, lease.end());
-    }
-    found
+    let state = state();
+    let Some(lease) = lock(&state.ports).leases.remove(&port) else {
+        return false;
+    };
+    let keeping = lease.end();
+    lock(&state.ports).offered.push_back((port, keeping));
+    true
 }
 
 /// Offers a port from elsewhere to the next picks of this process.
@@ -172,9 +237,9 @@ pub fn add_reserved_port(port: u16) {
 /// Tells whether `port` is unused on TCP and UDP, IPv4 and IPv6, and leased to nobody else.
 ///
 /// Promise 1, *unused*: the answer is true when it is given, and may be false a moment later. A
-/// port that this process has picked and not bound is free. A port that is leased to somebody else
-/// is not, be it bound or not; so are one that this process holds (see [`Hold`](crate::Hold)), and
-/// port 0.
+/// port that this process has leased and not bound is free, and one that its parent had leased when
+/// it was forked. A port that is leased to somebody else is not, be it bound or not; so are one that
+/// this process holds (see [`Hold`](crate::Hold)), and port 0.
 ///
 /// # Errors
 ///
@@ -195,7 +260,7 @@ pub fn is_port_free(port: u16) -> Result<bool> {
     }
     // Without the lock, a probe could make the bind of a lease's owner fail.
     let _lock;
-    if !has(port) {
+    if !LOCKED.contains(port) && !has(port) {
         match Locker::new().try_lock(port) {
             Ok(Some(taken)) => _lock = taken,
             Ok(None) => return Ok(false),
@@ -235,14 +300,15 @@ pub fn find_unused_port(family: Family, kind: Kind) -> Result<u16> {
 
 /// Takes the first offered port that is unused, and leases it again.
 fn take_offered() -> Result<Option<Lease>> {
-    let count = lock(&state().ports).offered.len();
+    let state = state();
+    let count = lock(&state.ports).offered.len();
     if count == 0 {
         return Ok(None);
     }
     let mut attempts = Attempts::new();
     for _ in 0..count {
         // Not locked while probing: threads pick side by side.
-        let Some((port, keeping)) = lock(&state().ports).offered.pop_front() else {
+        let Some((port, keeping)) = lock(&state.ports).offered.pop_front() else {
             break;
         };
         let Some(keeping) = keeping else {

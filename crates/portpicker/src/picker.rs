@@ -3,18 +3,21 @@
 use std::borrow::Cow;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::PortSet;
-use crate::client::{ServerAddress, request_port};
-use crate::error::{Error, Result};
+use crate::error::{Error, Refusal, Result};
+use crate::exchange::{self, Spoken, request_port};
 use crate::hold::Hold;
-use crate::lease::{Keeping, Lease};
+use crate::lease::{Grantor, Keeping, Lease};
 use crate::owned;
 use crate::probe::{Answer, Kind, Prober, Scope};
 use crate::process::Pid;
+use crate::protocol::extended::{MAX_COUNT, MAX_WAIT, Wish};
 use crate::search::{Request, Space, search};
+use crate::server_address::ServerAddress;
 
 /// Picks ports: any one by default, or such as its options describe.
 ///
@@ -45,6 +48,7 @@ pub struct Picker {
     server_timeout: Duration,
     owner: Option<Pid>,
     wait: Duration,
+    tag: Option<String>,
 }
 
 /// Which port server to ask.
@@ -53,10 +57,11 @@ pub struct Picker {
 pub enum Server {
     /// The one in `PORTSERVER_ADDRESS`, read at each pick; none if that is not set.
     ///
-    /// A pick with options that the original protocol cannot express, and one that the server
-    /// fails or refuses, goes on without it. That is safe beside the port servers of this project,
-    /// which take the same locks; the default candidates avoid the pool of others. To learn why a
-    /// server failed, ask it with [`Server::At`].
+    /// A pick that the server fails or refuses goes on without it, and so does one with options
+    /// that the original protocol cannot express, if the server speaks nothing else. That is safe
+    /// beside the port servers of this project, which take the same locks; the default candidates
+    /// avoid the pool of others. To learn why a server failed, or to wait in its queue, ask it with
+    /// [`Server::At`].
     #[default]
     Environment,
     /// This one, and no other way: what it fails or refuses is an error.
@@ -83,6 +88,7 @@ impl Picker {
             server_timeout: Duration::from_secs(10),
             owner: None,
             wait: Duration::ZERO,
+            tag: None,
         }
     }
 
@@ -152,8 +158,21 @@ impl Picker {
     }
 
     /// Waits up to `limit` for a port if there is none now. The default is not to wait.
+    ///
+    /// A server of this project that is the only way ([`Server::At`], or another process as the
+    /// owner) has a fair queue for those who wait. Everywhere else, the wait is to ask now and
+    /// then.
     pub fn wait(mut self, limit: Duration) -> Self {
         self.wait = limit;
+        self
+    }
+
+    /// Says what the ports are for, to people who look at a port server's leases.
+    ///
+    /// At most 200 bytes; what is longer is cut off. Servers that speak only the original protocol
+    /// are not told, and without a server nobody is.
+    pub fn tag(mut self, text: impl Into<String>) -> Self {
+        self.tag = Some(text.into());
         self
     }
 
@@ -168,7 +187,7 @@ impl Picker {
     ///   was to be asked.
     /// - [`Error::OwnerNeedsServer`] if there is no server for an owner that needs one.
     /// - [`Error::Environment`] if `PORTPICKER_PORTS` is not a set of ports.
-    /// - [`Error::Socket`] or [`Error::Lock`] if the system fails, for lack of descriptors for
+    /// - [`Error::Socket`], [`Error::Lock`], or [`Error::HostPorts`] if the system fails, for lack of descriptors for
     ///   example, or because the address is not one of this host's.
     pub fn lease(&self) -> Result<Lease> {
         Ok(single(self.leases(1)?))
@@ -236,15 +255,20 @@ impl Picker {
             return Ok(Vec::new());
         }
         let deadline = Instant::now().checked_add(self.wait);
+        let left = || {
+            deadline.map_or(Duration::MAX, |end| {
+                end.saturating_duration_since(Instant::now())
+            })
+        };
         let mut pause = Duration::from_millis(1);
+        let mut is_original = false;
         loop {
-            let err = match self.pick_now(request) {
-                Err(err @ (Error::Exhausted(_) | Error::Refused { .. })) => err,
+            let patience = left();
+            let err = match self.pick_now(request, patience, &mut is_original) {
+                Err(err) if may_pass(&err, patience) => err,
                 result => return result,
             };
-            let left = deadline.map_or(Duration::MAX, |end| {
-                end.saturating_duration_since(Instant::now())
-            });
+            let left = left();
             if left.is_zero() {
                 return Err(err);
             }
@@ -255,31 +279,39 @@ impl Picker {
         }
     }
 
-    fn pick_now(&self, request: Request) -> Result<Vec<Hold>> {
+    /// Picks what `request` says. If a server is the only way, it may wait as long as `patience`.
+    ///
+    /// `is_original` is set when a server turns out to speak only the original protocol.
+    fn pick_now(
+        &self,
+        request: Request,
+        patience: Duration,
+        is_original: &mut bool,
+    ) -> Result<Vec<Hold>> {
         match &self.server {
-            Server::At(address) => match self.beyond_original_protocol(request) {
-                Some(option) => Err(Error::ServerCannot {
-                    address: address.clone(),
-                    option,
-                }),
-                None => self.pick_from_server(address, request),
-            },
-            Server::Environment if self.beyond_original_protocol(request).is_none() => {
+            Server::At(address) => self.pick_from_server(address, request, patience, is_original),
+            Server::Environment => {
+                let has_other_way = self.other_owner().is_none();
                 let asked = match ServerAddress::from_environment() {
-                    Ok(Some(address)) => self.pick_from_server(&address, request),
                     Ok(None) => return self.pick_locally(request),
+                    Ok(Some(address)) => {
+                        let patience = if has_other_way {
+                            Duration::ZERO
+                        } else {
+                            patience
+                        };
+                        self.pick_from_server(&address, request, patience, is_original)
+                    }
                     Err(err) => Err(err),
                 };
                 match asked {
-                    Err(Error::Refused { .. } | Error::Server { .. })
-                        if self.other_owner().is_none() =>
-                    {
-                        self.pick_locally(request)
-                    }
+                    Err(
+                        Error::Refused { .. } | Error::Server { .. } | Error::ServerCannot { .. },
+                    ) if has_other_way => self.pick_locally(request),
                     result => result,
                 }
             }
-            Server::Environment | Server::None => self.pick_locally(request),
+            Server::None => self.pick_locally(request),
         }
     }
 
@@ -303,41 +335,108 @@ impl Picker {
         }
     }
 
-    fn pick_from_server(&self, address: &ServerAddress, request: Request) -> Result<Vec<Hold>> {
-        let owner = self.owner.unwrap_or_else(Pid::current);
-        let mut picked = Vec::with_capacity(request.count);
-        for _ in 0..request.count {
-            let port = request_port(address, owner, self.server_timeout)?;
-            if owned::has(port) || picked.iter().any(|hold: &Hold| hold.port() == port) {
-                let source = bad_grant(port, "which it had granted before");
-                return Err(Error::Server {
-                    address: address.clone(),
-                    source,
-                });
+    /// Asks a server, by whichever protocol is needed and spoken there.
+    fn pick_from_server(
+        &self,
+        address: &ServerAddress,
+        request: Request,
+        patience: Duration,
+        is_original: &mut bool,
+    ) -> Result<Vec<Hold>> {
+        let grantor = Arc::new(Grantor::new(
+            address.clone(),
+            self.owner.unwrap_or_else(Pid::current),
+        ));
+        let option = self.beyond_original_protocol(request);
+        // What the original protocol can do as well, if less well.
+        let is_better =
+            (2..=MAX_COUNT).contains(&request.count) || !patience.is_zero() || self.tag.is_some();
+        if (option.is_some() || is_better) && !*is_original {
+            match self.lease_by_extended_protocol(&grantor, address, request, patience)? {
+                Some(leases) => return self.finish(leases, request, address, &grantor),
+                None => *is_original = true,
             }
-            let lease = Lease::new(
-                port,
-                Keeping::Server {
-                    address: address.clone(),
-                    owner,
-                },
-            );
-            picked.push(if request.hold {
-                match Prober::new(self.scope).probe(port)? {
-                    Answer::Free(bound) => Hold::new(lease, bound, self.scope),
-                    Answer::Occupied | Answer::Forbidden => {
-                        let source = bad_grant(port, "which is in use");
-                        return Err(Error::Server {
-                            address: address.clone(),
-                            source,
-                        });
-                    }
-                }
-            } else {
-                Hold::without_sockets(lease)
+        }
+        if let Some(option) = option {
+            return Err(Error::ServerCannot {
+                address: address.clone(),
+                option,
             });
         }
-        Ok(picked)
+        let mut leases = Vec::with_capacity(request.count);
+        for _ in 0..request.count {
+            let port = request_port(address, grantor.owner(), self.server_timeout)?;
+            leases.push(granted(port, &grantor, &leases, address)?);
+        }
+        self.finish(leases, request, address, &grantor)
+    }
+
+    /// Asks for all ports at once; `None` if the server speaks only the original protocol.
+    fn lease_by_extended_protocol(
+        &self,
+        grantor: &Arc<Grantor>,
+        address: &ServerAddress,
+        request: Request,
+        patience: Duration,
+    ) -> Result<Option<Vec<Lease>>> {
+        let wish = Wish {
+            count: request.count,
+            contiguous: request.contiguous,
+            ports: self.ports.as_ref(),
+            exclude: self.exclude.as_ref(),
+            prefer: &self.prefer,
+            only: self.scope.only,
+            address: self.scope.address,
+            owner: self.other_owner(),
+            wait: patience,
+            tag: self.tag.as_deref(),
+        };
+        let ports = match exchange::lease(address, &wish, self.server_timeout)? {
+            Spoken::Done(ports) => ports,
+            Spoken::Failed(failure) => {
+                return Err(Error::Refused {
+                    address: address.clone(),
+                    owner: grantor.owner(),
+                    refusal: Some(failure.refusal),
+                    reason: Some(failure.reason),
+                });
+            }
+            Spoken::NotAtAll => return Ok(None),
+        };
+        let mut leases = Vec::with_capacity(ports.len());
+        for port in ports {
+            leases.push(granted(port, grantor, &leases, address)?);
+        }
+        Ok(Some(leases))
+    }
+
+    /// Holds the ports of `leases`, if they are to be held: all or none.
+    fn finish(
+        &self,
+        leases: Vec<Lease>,
+        request: Request,
+        address: &ServerAddress,
+        grantor: &Grantor,
+    ) -> Result<Vec<Hold>> {
+        if !request.hold {
+            return Ok(leases.into_iter().map(Hold::without_sockets).collect());
+        }
+        let ports: Vec<u16> = leases.iter().map(Lease::port).collect();
+        let mut prober = Prober::new(self.scope);
+        let hold = |lease: Lease| match prober.probe(lease.port())? {
+            Answer::Free(bound) => Ok(Hold::new(lease, bound, self.scope)),
+            Answer::Occupied | Answer::Forbidden => Err(Error::Server {
+                address: address.clone(),
+                source: bad_grant(lease.port(), "which is in use"),
+            }),
+        };
+        let held: Result<Vec<Hold>> = leases.into_iter().map(hold).collect();
+        // Our own leases have been dropped, and with that released. Those of another process would
+        // stay until it exits, though nobody tells it of them.
+        if held.is_err() && !grantor.is_for_us() {
+            grantor.release(&ports);
+        }
+        held
     }
 
     fn pick_locally(&self, request: Request) -> Result<Vec<Hold>> {
@@ -364,6 +463,42 @@ impl Picker {
 
 fn single<T>(mut picked: Vec<T>) -> T {
     picked.pop().expect("a pick of one port has one")
+}
+
+/// Returns the lease of a port that a server has granted, unless that cannot be true.
+fn granted(
+    port: u16,
+    grantor: &Arc<Grantor>,
+    before: &[Lease],
+    address: &ServerAddress,
+) -> Result<Lease> {
+    let is_new = !before.iter().any(|lease| lease.port() == port)
+        && (!grantor.is_for_us() || owned::note_grant(port));
+    if is_new {
+        Ok(Lease::new(port, Keeping::Server(Arc::clone(grantor))))
+    } else {
+        Err(Error::Server {
+            address: address.clone(),
+            source: bad_grant(port, "which it had granted before"),
+        })
+    }
+}
+
+/// Tells whether a pick that failed so may succeed later. `patience` is how long a server was asked
+/// to wait.
+fn may_pass(err: &Error, patience: Duration) -> bool {
+    match err {
+        Error::Exhausted(_) => true,
+        Error::Refused { refusal, .. } => match refusal {
+            // The original protocol: it may be anything.
+            None => true,
+            Some(Refusal::Busy | Refusal::OverLimit) => true,
+            // The server has waited, or knows that it would be in vain.
+            Some(Refusal::Exhausted) => patience > MAX_WAIT,
+            Some(_) => false,
+        },
+        _ => false,
+    }
 }
 
 fn bad_grant(port: u16, trouble: &str) -> io::Error {

@@ -105,8 +105,8 @@ impl PortSet {
             .runs
             .partition_point(|run| usize::from(run.before) <= index);
         let run = self.runs.get(at.checked_sub(1)?)?;
-        let port = usize::from(run.first) + (index - usize::from(run.before));
-        (port <= usize::from(run.last)).then_some(port as u16)
+        let within = index - usize::from(run.before);
+        (within <= usize::from(run.last - run.first)).then(|| run.first + within as u16)
     }
 
     /// Returns the ports in ascending order.

@@ -155,6 +155,21 @@ pub(crate) fn bind_one(scope: Scope, kind: Kind, port: u16) -> Result<Option<Soc
     Ok(Unbound::open(scope, kind)?.bind(port)?.ok())
 }
 
+/// Makes the kernel forget that a visitor who came through a hold's open door would have shared the
+/// port.
+///
+/// Linux keeps in the port's entry that the last one to bind had set SO_REUSEPORT, and lets the next
+/// one of the same user who sets it pass unchecked (`fastreuseport`). Whoever binds without that
+/// option clears it; the door must still be open for us to be able to.
+pub(crate) fn forget_sharing(scope: Scope, port: u16) {
+    let tcp = Scope {
+        only: Some(Kind::Tcp),
+        ..scope
+    };
+    // It fails when a server listens, in whose way nobody is then.
+    drop(Prober::accepting_time_wait(tcp).probe(port));
+}
+
 /// A new socket, and the address that it is to be bound to.
 #[derive(Debug)]
 struct Unbound {

@@ -100,7 +100,9 @@ pub(crate) fn search(
     random: &Random,
 ) -> Result<Vec<Hold>> {
     let candidates = space.len();
-    if candidates < request.count {
+    // A block at a preferred port may be larger than the space.
+    let may_leave_space = request.contiguous && !space.preferred.is_empty();
+    if candidates < request.count && !may_leave_space {
         return Err(Error::TooFewCandidates {
             wanted: request.count,
             candidates,
@@ -196,7 +198,12 @@ impl Pass<'_> {
     /// Adds to `found` until it has enough or every candidate was tried.
     fn find_any(&mut self, found: &mut Vec<Hold>) -> Result<()> {
         let (space, random) = (self.space, self.random);
+        // In the second pass: not to be counted as somebody else's.
+        let found_before: HashSet<u16> = found.iter().map(Hold::port).collect();
         for port in space.candidates(random) {
+            if found_before.contains(&port) {
+                continue;
+            }
             self.try_port(port, found)?;
             if found.len() == self.request.count {
                 break;

@@ -1,31 +1,26 @@
-//! A random order in which to try candidates: different in each process, each time.
+//! A random order in which to try candidates: another one in each process, and each time.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Returns the numbers from 0 to `len - 1`, each once, from a random start in random steps.
+/// Returns the numbers from 0 to `len - 1`, each once, in a random order.
 ///
-/// A random step, and not 1: processes that start at different places would otherwise build runs
-/// of leased ports that everybody has to walk through.
+/// Not from a random start upwards: processes that start at different places would build runs of
+/// leased ports that everybody has to walk through.
 pub(crate) fn cyclic(len: usize, random: &Random) -> impl Iterator<Item = usize> + use<> {
     let value = random.next();
-    let start = (value >> 32) as usize % len.max(1);
-    let mut step = 1 + value as u32 as usize % len.max(1);
-    // With a step that has no divisor in common with the length, the walk visits everything.
-    while gcd(step, len) > 1 {
-        step += 1;
-    }
-    (0..len).scan(start, move |at, _| {
-        let here = *at;
-        *at = (here + step) % len;
-        Some(here)
+    // A linear congruential generator visits every number below a power of two once if its
+    // multiplier is one more than a multiple of 4 and its increment is odd (Hull and Dobell).
+    let multiplier = (value as usize & !3) | 1;
+    let increment = (value >> 16) as usize | 1;
+    let size = len.next_power_of_two();
+    let mut at = (value >> 40) as usize;
+    (0..size).filter_map(move |_| {
+        at = at.wrapping_mul(multiplier).wrapping_add(increment) & (size - 1);
+        (at < len).then_some(at)
     })
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// A source of numbers that other processes do not draw.

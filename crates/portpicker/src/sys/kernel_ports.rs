@@ -1,7 +1,9 @@
 //! The ports that the kernel uses for itself, or keeps for somebody: from `/proc/sys/net/ipv4`.
 
 use std::fs;
+use std::io;
 use std::ops::RangeInclusive;
+use std::path::Path;
 
 use crate::PortSet;
 
@@ -10,21 +12,32 @@ const DEFAULT_EPHEMERAL: RangeInclusive<u16> = 32768..=60999;
 
 /// Returns the range from which the kernel takes ports for `connect()` and `bind(0)`.
 ///
-/// It is one range for IPv4 and IPv6.
-pub(crate) fn ephemeral_range() -> RangeInclusive<u16> {
-    fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
-        .ok()
+/// It is one range for IPv4 and IPv6. Where the kernel does not say, it is Linux's default.
+pub(crate) fn ephemeral_range() -> io::Result<RangeInclusive<u16>> {
+    let text = read_if_there(Path::new("/proc/sys/net/ipv4/ip_local_port_range"))?;
+    Ok(text
         .and_then(|text| parse_range(&text))
-        .unwrap_or(DEFAULT_EPHEMERAL)
+        .unwrap_or(DEFAULT_EPHEMERAL))
 }
 
 /// Returns the ports that an administrator has kept from automatic use, for services of their own.
-pub(crate) fn reserved_ports() -> Option<PortSet> {
-    fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports")
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
+pub(crate) fn reserved_ports() -> io::Result<Option<PortSet>> {
+    let text = read_if_there(Path::new("/proc/sys/net/ipv4/ip_local_reserved_ports"))?;
+    Ok(text.and_then(|text| text.trim().parse().ok()))
+}
+
+/// Returns the text of a file that may be missing, or not for us to read.
+///
+/// Other errors are errors: a process that is out of descriptors must not take this host for one
+/// with other ports.
+pub(crate) fn read_if_there(path: &Path) -> io::Result<Option<String>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(err) => match err.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => Ok(None),
+            _ => Err(err),
+        },
+    }
 }
 
 fn parse_range(text: &str) -> Option<RangeInclusive<u16>> {

@@ -1,7 +1,7 @@
 //! The lock of a port: taken without waiting, released by the kernel with its last descriptor.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 #[cfg(target_os = "linux")]
 use super::abstract_socket;
@@ -64,6 +64,22 @@ impl Locker {
             Self::File(locker) => Ok(locker.try_lock(port)?.map(Lock::File)),
         }
     }
+
+    /// Returns the lock of `port` of which `descriptor` is a copy, or `None` if it is not.
+    pub(crate) fn adopt(&mut self, port: u16, descriptor: OwnedFd) -> io::Result<Option<Lock>> {
+        // If the lock can be taken, the descriptor is none of it: it is of another port, or of
+        // another network namespace. It also finds out which mechanism is in use here.
+        if self.try_lock(port)?.is_some() {
+            return Ok(None);
+        }
+        match self {
+            #[cfg(target_os = "linux")]
+            Self::AbstractSocket(_) => {
+                Ok(abstract_socket::Lock::adopt(port, descriptor)?.map(Lock::AbstractSocket))
+            }
+            Self::File(locker) => Ok(locker.adopt(port, descriptor)?.map(Lock::File)),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -95,6 +111,29 @@ pub(super) mod tests {
             "the copy is the same lock"
         );
         drop(copy);
+        assert!(locker.try_lock(port).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_copy_of_the_lock_is_adopted_and_nothing_else() {
+        let (port, other) = (own_port(), own_port());
+        let mut locker = Locker::new();
+        let lock = locker.try_lock(port).unwrap().expect("nobody has it");
+        let copy = || lock.as_fd().try_clone_to_owned().unwrap();
+
+        assert!(locker.adopt(other, copy()).unwrap().is_none());
+        let taken = Locker::new().try_lock(other).unwrap();
+        assert!(taken.is_some(), "what was not adopted is not taken");
+        assert!(locker.adopt(other, copy()).unwrap().is_none());
+        let null = std::fs::File::open("/dev/null").unwrap();
+        assert!(locker.adopt(port, null.into()).unwrap().is_none());
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(locker.adopt(port, socket.into()).unwrap().is_none());
+
+        let adopted = locker.adopt(port, copy()).unwrap();
+        drop(lock);
+        assert!(locker.try_lock(port).unwrap().is_none(), "it is kept");
+        drop(adopted);
         assert!(locker.try_lock(port).unwrap().is_some());
     }
 

@@ -10,7 +10,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug)]
@@ -29,16 +29,33 @@ pub(crate) struct Locker {
 
 impl Locker {
     pub(crate) fn try_lock(&mut self, port: u16) -> io::Result<Option<Lock>> {
+        lock(open_lock_file(&self.path(port)?)?)
+    }
+
+    /// Returns the lock of `port` of which `descriptor` is a copy, or `None` if it is not.
+    pub(crate) fn adopt(&mut self, port: u16, descriptor: OwnedFd) -> io::Result<Option<Lock>> {
+        let file = File::from(descriptor);
+        if !is_same_file(&file.metadata()?, &fs::metadata(self.path(port)?)?) {
+            return Ok(None);
+        }
+        // Copies of a descriptor share its lock: this fails if another descriptor has it.
+        lock(file)
+    }
+
+    fn path(&mut self, port: u16) -> io::Result<PathBuf> {
         let folder = match &mut self.folder {
             Some(folder) => folder,
             none => none.insert(lock_folder()?),
         };
-        let file = open_lock_file(&folder.join(port.to_string()))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Lock(file))),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(err)) => Err(err),
-        }
+        Ok(folder.join(port.to_string()))
+    }
+}
+
+fn lock(file: File) -> io::Result<Option<Lock>> {
+    match file.try_lock() {
+        Ok(()) => Ok(Some(Lock(file))),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(err)) => Err(err),
     }
 }
 
@@ -125,6 +142,17 @@ fn network_namespace() -> Option<u64> {
     fs::metadata("/proc/thread-self/ns/net")
         .ok()
         .map(|data| data.ino())
+}
+
+#[cfg(unix)]
+fn is_same_file(a: &fs::Metadata, b: &fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+#[cfg(not(unix))]
+fn is_same_file(_a: &fs::Metadata, _b: &fs::Metadata) -> bool {
+    false
 }
 
 #[cfg(not(unix))]

@@ -1,11 +1,9 @@
-//! What crosses the socket between a port server and its clients: texts, and no I/O.
+//! The original protocol, as Google's clients and servers speak it.
 //!
-//! The original protocol, as Google's clients and servers speak it: the client sends a process id
-//! in decimal and a newline, the server answers a port in decimal and a newline and closes, or
-//! closes without a word to refuse. `docs/protocol.md` has it in full.
+//! The client sends a process id in decimal and a newline, the server answers a port in decimal and
+//! a newline and closes, or closes without a word to refuse.
 
-use std::fmt;
-
+use super::BadAnswer;
 use crate::process::Pid;
 
 /// The most bytes that an answer is read to: a port has five digits and a newline.
@@ -42,52 +40,9 @@ pub(crate) fn parse_answer(bytes: &[u8], ended: bool) -> Option<Result<Answer, B
         // portserver.py hangs up to refuse; others send 0.
         Some(0) => Ok(Answer::Refusal),
         Some(port) => Ok(Answer::Port(port)),
-        None => Err(BadAnswer::not_a_port(line)),
+        None => Err(BadAnswer::new(line, "which is not a port")),
     })
 }
-
-/// An answer that is neither a port nor a refusal.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct BadAnswer {
-    text: String,
-    cut_off: bool,
-}
-
-impl BadAnswer {
-    fn not_a_port(line: &[u8]) -> Self {
-        Self {
-            text: shown(line),
-            cut_off: false,
-        }
-    }
-
-    fn cut_off(line: &[u8]) -> Self {
-        Self {
-            text: shown(line),
-            cut_off: true,
-        }
-    }
-}
-
-/// Returns the beginning of `line` as text that is safe to print.
-fn shown(line: &[u8]) -> String {
-    line[..line.len().min(MAX_ANSWER)]
-        .escape_ascii()
-        .to_string()
-}
-
-impl fmt::Display for BadAnswer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let reason = if self.cut_off {
-            "which breaks off"
-        } else {
-            "which is not a port"
-        };
-        write!(f, "it answered `{}`, {reason}", self.text)
-    }
-}
-
-impl std::error::Error for BadAnswer {}
 
 #[cfg(test)]
 mod tests {
