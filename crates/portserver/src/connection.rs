@@ -110,7 +110,10 @@ where
                         match outcome {
                             Outcome::Now(result) => result,
                             Outcome::Later(waiting) => {
-                                match wait(stream, buffer, waiting, shared).await? {
+                                let result = wait(stream, buffer, waiting, shared).await?;
+                                // The lease, made when another one ended, may have a time.
+                                shared.changed.notify_one();
+                                match result {
                                     Some(result) => result,
                                     None => return Ok(()),
                                 }
@@ -160,6 +163,9 @@ where
             let rest = buffer.split_off(searched + end + 1);
             let mut line = std::mem::replace(buffer, rest);
             line.pop();
+            if let Err(err) = std::str::from_utf8(&line) {
+                return Ok(Some(Err(Failure::new(Code::BadRequest, err))));
+            }
             return Ok(Some(Ok(line)));
         }
         searched = buffer.len();

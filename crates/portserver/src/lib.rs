@@ -9,6 +9,7 @@
 //! | module       | question                                                        |
 //! | ------------ | --------------------------------------------------------------- |
 //! | `pool`       | which port next? a value, without I/O, that is told the time     |
+//! | `ahead`      | which ports are left for others while some wait?                |
 //! | `peer`       | who is asking, and for whom?                                     |
 //! | `owners`     | which processes own leases, and have they exited?                |
 //! | `state`      | what is remembered for the next server?                          |
@@ -16,12 +17,20 @@
 //! | `server`     | what does a request do?                                         |
 //! | `connection` | which protocol, and how long may a client take?                  |
 //! | `listen`     | where are clients awaited?                                      |
+//! | `metrics`    | what does an operator want to know?                             |
+//! | `http`       | who asks for that, and how long may it take?                    |
 //! | `serve`      | the loop around it all                                          |
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod connection;
 mod free_order;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+mod http;
 mod listen;
+mod metrics;
 mod owners;
 mod peer;
 mod pool;
@@ -32,5 +41,5 @@ mod state;
 mod stats;
 mod wire;
 
-pub use listen::{Access, Address};
-pub use serve::{Error, Legacy, Options, serve};
+pub use listen::{Access, Address, Inherited};
+pub use serve::{Error, Legacy, Options, Supervisor, serve};

@@ -4,11 +4,18 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::str::FromStr;
+
+use socket2::{Domain, SockAddr, Socket, Type};
+use tracing::{info, warn};
+
+/// As many connections may wait to be accepted as the kernel allows (`net.core.somaxconn`).
+const BACKLOG: i32 = i32::MAX;
 
 /// An address to listen at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +73,55 @@ impl Default for Access {
     }
 }
 
+/// A socket that listens already: from systemd, for example.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Inherited {
+    /// A Unix socket. Its file, if it has one, is not removed when the server ends.
+    Unix(UnixListener),
+    /// A TCP socket.
+    Tcp(TcpListener),
+}
+
+impl Inherited {
+    /// Returns where the socket listens, as people write it.
+    ///
+    /// # Errors
+    ///
+    /// [`io::Error`] if the system does not say.
+    pub fn address(&self) -> io::Result<String> {
+        Ok(match self {
+            Self::Unix(listener) => {
+                let address = listener.local_addr()?;
+                match (address.as_pathname(), address.as_abstract_name()) {
+                    (Some(path), _) => path.display().to_string(),
+                    (None, Some(name)) => format!("@{}", name.escape_ascii()),
+                    (None, None) => "an unnamed socket".to_owned(),
+                }
+            }
+            Self::Tcp(listener) => listener.local_addr()?.to_string(),
+        })
+    }
+}
+
+impl TryFrom<OwnedFd> for Inherited {
+    type Error = io::Error;
+
+    /// Takes a socket that listens, of a family that the server serves.
+    fn try_from(descriptor: OwnedFd) -> io::Result<Self> {
+        let socket = Socket::from(descriptor);
+        let not_this = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        if socket.r#type()? != Type::STREAM || !socket.is_listener()? {
+            return not_this("it is not a stream socket that listens");
+        }
+        match socket.domain()? {
+            Domain::UNIX => Ok(Self::Unix(OwnedFd::from(socket).into())),
+            Domain::IPV4 | Domain::IPV6 => Ok(Self::Tcp(OwnedFd::from(socket).into())),
+            _ => not_this("it is neither a Unix nor a TCP socket"),
+        }
+    }
+}
+
 /// A socket that listens.
 #[derive(Debug)]
 pub(crate) enum Listener {
@@ -74,6 +130,26 @@ pub(crate) enum Listener {
         path: Option<SocketFile>,
     },
     Tcp(TcpListener),
+}
+
+impl From<Inherited> for Listener {
+    fn from(inherited: Inherited) -> Self {
+        match inherited {
+            Inherited::Unix(listener) => Self::Unix {
+                listener,
+                path: None,
+            },
+            Inherited::Tcp(listener) => {
+                if !listener
+                    .local_addr()
+                    .is_ok_and(|address| address.ip().is_loopback())
+                {
+                    warn!("clients of other hosts can connect to the TCP socket");
+                }
+                Self::Tcp(listener)
+            }
+        }
+    }
 }
 
 /// The file of a socket, removed when the server ends.
@@ -98,12 +174,17 @@ pub(crate) fn listen(address: &Address, access: Access) -> io::Result<Vec<Listen
     match address {
         Address::Abstract(name) => {
             let listener = UnixListener::bind_addr(&UnixAddress::from_abstract_name(name)?)?;
+            info!("listening at @{name}");
             Ok(vec![Listener::Unix {
                 listener,
                 path: None,
             }])
         }
-        Address::Path(path) => Ok(vec![listen_at_path(path, access)?]),
+        Address::Path(path) => {
+            let listener = listen_at_path(path, access)?;
+            info!("listening at {}", path.display());
+            Ok(vec![listener])
+        }
         Address::Loopback(port) => {
             let v4 = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, *port)))?;
             let port = v4.local_addr()?.port();
@@ -117,6 +198,7 @@ pub(crate) fn listen(address: &Address, access: Access) -> io::Result<Vec<Listen
                         == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) => {}
                 Err(err) => return Err(err),
             }
+            info!("listening at localhost:{port}");
             Ok(listeners)
         }
     }
@@ -140,16 +222,20 @@ fn listen_at_path(path: &Path, access: Access) -> io::Result<Listener> {
         Err(err) if err.kind() == io::ErrorKind::NotFound => {}
         Err(err) => return Err(err),
     }
-    let listener = UnixListener::bind(path)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
     let data = fs::symlink_metadata(path)?;
     let file = SocketFile {
-        path: path.to_owned(),
+        // The working directory may be another one at the end.
+        path: path::absolute(path)?,
         inode: (data.dev(), data.ino()),
     };
     std::os::unix::fs::chown(path, access.user, access.group)?;
     fs::set_permissions(path, fs::Permissions::from_mode(access.mode))?;
+    // Only now: before, whoever the umask lets in could connect.
+    socket.listen(BACKLOG)?;
     Ok(Listener::Unix {
-        listener,
+        listener: OwnedFd::from(socket).into(),
         path: Some(file),
     })
 }

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use portpicker::process::Pid;
 use rustix::event::epoll;
@@ -60,6 +61,8 @@ pub(crate) struct Owners {
     by_pid: HashMap<Pid, OwnerId>,
     /// Those without a pidfd, which have to be asked now and then.
     polled: Vec<OwnerId>,
+    /// When those were asked last.
+    polled_at: Instant,
     next: u64,
 }
 
@@ -76,6 +79,7 @@ impl Owners {
             processes: HashMap::new(),
             by_pid: HashMap::new(),
             polled: Vec::new(),
+            polled_at: Instant::now(),
             next: 1,
         })
     }
@@ -117,7 +121,12 @@ impl Owners {
                     epoll::EventFlags::IN,
                 )?;
             }
-            None => self.polled.push(id),
+            None => {
+                if self.polled.is_empty() {
+                    self.polled_at = Instant::now();
+                }
+                self.polled.push(id);
+            }
         }
         let identity = Identity::of(&process);
         self.by_pid.insert(process.pid, id);
@@ -134,9 +143,10 @@ impl Owners {
         })
     }
 
-    /// Returns all owners that have exited, and forgets them.
-    pub(crate) fn take_exits(&mut self) -> Vec<OwnerId> {
-        let mut exits: Vec<OwnerId> = Vec::new();
+    /// Returns all owners that have exited, and forgets them. With each, how long that may have gone
+    /// unseen: zero for those that the kernel reports.
+    pub(crate) fn take_exits(&mut self) -> Vec<(OwnerId, Duration)> {
+        let mut exits = Vec::new();
         let mut events = Vec::with_capacity(64);
         loop {
             events.clear();
@@ -151,9 +161,10 @@ impl Owners {
             for event in &events {
                 let id = OwnerId(event.data.u64());
                 self.forget(id);
-                exits.push(id);
+                exits.push((id, Duration::ZERO));
             }
         }
+        let unseen = std::mem::replace(&mut self.polled_at, Instant::now()).elapsed();
         let polled: Vec<_> = self
             .polled
             .iter()
@@ -162,7 +173,7 @@ impl Owners {
             .collect();
         for id in polled {
             self.forget(id);
-            exits.push(id);
+            exits.push((id, unseen));
         }
         exits
     }

@@ -5,7 +5,7 @@
 //! *Resting*: free, but in use by somebody when it was last probed, or leased without us; it is
 //! not tried again for a while, so that a refusal costs the same however many such ports there are.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -300,15 +300,12 @@ impl<K> Pool<K> {
     /// Returns the free ports that `wish` allows: the preferred ones, then the oldest first.
     fn candidates(&self, wish: &Wish) -> Vec<u16> {
         let set = wish.ports.as_ref().unwrap_or(&self.ports);
-        let mut preferred: Vec<u16> = Vec::new();
-        for &port in &wish.prefer {
-            if self.free.contains(port) && !preferred.contains(&port) {
-                preferred.push(port);
-            }
-        }
+        let mut seen = HashSet::new();
+        let is_new = |port: &u16| self.free.contains(*port) && seen.insert(*port);
+        let mut preferred: Vec<u16> = wish.prefer.iter().copied().filter(is_new).collect();
         let mut others: Vec<u16> = set
             .iter()
-            .filter(|port| self.free.contains(*port) && !preferred.contains(port))
+            .filter(|port| self.free.contains(*port) && !seen.contains(port))
             .collect();
         others.sort_unstable_by_key(|&port| self.free.stamp(port));
         preferred.extend(others);
@@ -361,16 +358,23 @@ impl<K> Pool<K> {
         let cursor = others.partition_point(|&port| port < self.block_cursor);
         others.rotate_left(cursor);
         let allowed = set.clone();
+        let preferred: HashSet<u16> = wish.prefer.iter().copied().collect();
+        // No block that begins within these can be had: its end is missing.
+        let mut gap = 0..=0;
         for start in wish.prefer.iter().copied().chain(others) {
             let Some(last) = start.checked_add((wish.count - 1) as u16) else {
                 continue;
             };
+            let is_preferred = preferred.contains(&start);
+            if !is_preferred && gap.contains(&start) {
+                continue;
+            }
             let mut block = start..=last;
-            let is_preferred = wish.prefer.contains(&start);
-            if !block
-                .clone()
-                .all(|port| self.free.contains(port) && (is_preferred || allowed.contains(port)))
-            {
+            let missing = block.clone().find(|&port| {
+                !self.free.contains(port) || !(is_preferred || allowed.contains(port))
+            });
+            if let Some(missing) = missing {
+                gap = start..=missing;
                 continue;
             }
             while taken.len() < wish.count
@@ -414,6 +418,10 @@ impl<K> Pool<K> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "pool_properties.rs"]
+mod properties;
 
 #[cfg(test)]
 mod tests {

@@ -25,7 +25,7 @@ impl Status {
         }
     }
 
-    fn parse(text: &str, pid: u32) -> Option<Self> {
+    pub(crate) fn parse(text: &str, pid: u32) -> Option<Self> {
         let field = |name: &str| {
             text.lines()
                 .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
@@ -72,7 +72,7 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
     parse_start_time(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-fn parse_start_time(stat: &str) -> Option<u64> {
+pub(crate) fn parse_start_time(stat: &str) -> Option<u64> {
     // The name, in parentheses, may have blanks and parentheses in it; nothing after it has.
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_whitespace().nth(19)?.parse().ok()

@@ -1,16 +1,17 @@
 //! The server's loop: it accepts, waits for exits and times, and stops when it is told to.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use portpicker::{Lease, PortSet};
+use rustix::process::{Resource, getrlimit};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -19,13 +20,17 @@ use tokio::task::{LocalSet, spawn_local};
 use tracing::{error, info, warn};
 
 use crate::connection;
-use crate::listen::{Access, Address, Listener, SocketFile, listen};
+use crate::http;
+use crate::listen::{Access, Address, Inherited, Listener, SocketFile, listen};
 use crate::peer::Peer;
 use crate::server::{Client, Server};
 use crate::state::StateFile;
 
-/// The most connections at one time.
+/// The most connections at one time, if there are descriptors for four times as many.
 const MAX_CLIENTS: usize = 16_384;
+
+/// The descriptors that the server needs for itself, about.
+const OWN_DESCRIPTORS: usize = 48;
 
 /// How long connections may go on when the server is told to stop.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -41,13 +46,32 @@ pub struct Options {
     /// Who may connect to the paths among the addresses.
     pub access: Access,
     /// Sockets that listen already: from systemd, for example.
-    pub inherited: Vec<UnixListener>,
+    pub inherited: Vec<Inherited>,
     /// Locks that a former server has left.
     pub locks: HashMap<u16, Lease>,
     /// How many leases a user may have; any number if there is none.
     pub user_limit: Option<usize>,
     /// Where the leases are remembered; nowhere if there is none.
     pub state: Option<PathBuf>,
+    /// Whether the server should rather not start than do without its state file.
+    pub state_is_required: bool,
+    /// Where metrics are served over HTTP, to everybody who can connect; nowhere if there is none.
+    /// With port 0 the kernel chooses one, and the log tells which.
+    pub http: Option<SocketAddr>,
+    /// Who is told how the server does, if somebody is.
+    pub supervisor: Option<Box<dyn Supervisor>>,
+}
+
+/// Somebody who is told how the server does: a service manager, for example.
+pub trait Supervisor: fmt::Debug {
+    /// Called once, when the server begins to stop.
+    fn stopping(&mut self);
+
+    /// Returns how often [`alive`](Self::alive) is to be called; never if that is `None`.
+    fn interval(&self) -> Option<Duration>;
+
+    /// Called now and then from the loop that serves the clients, so not if that is stuck.
+    fn alive(&mut self);
 }
 
 impl Options {
@@ -61,6 +85,9 @@ impl Options {
             locks: HashMap::new(),
             user_limit: None,
             state: None,
+            state_is_required: true,
+            http: None,
+            supervisor: None,
         }
     }
 }
@@ -83,6 +110,13 @@ pub enum Error {
         /// What the system reported.
         source: io::Error,
     },
+    /// It cannot serve HTTP at an address.
+    Http {
+        /// The address.
+        address: SocketAddr,
+        /// What the system reported.
+        source: io::Error,
+    },
     /// It has nowhere to listen.
     NoAddress,
     /// The state file cannot be used.
@@ -100,6 +134,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Listen { address, .. } => write!(f, "cannot listen at `{address}`"),
+            Self::Http { address, .. } => write!(f, "cannot serve HTTP at `{address}`"),
             Self::NoAddress => f.write_str("there is no address to listen at"),
             Self::State { path, .. } => write!(f, "cannot use the state file `{}`", path.display()),
             Self::System(_) => f.write_str("cannot start the server"),
@@ -110,9 +145,10 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Listen { source, .. } | Self::State { source, .. } | Self::System(source) => {
-                Some(source)
-            }
+            Self::Listen { source, .. }
+            | Self::Http { source, .. }
+            | Self::State { source, .. }
+            | Self::System(source) => Some(source),
             Self::NoAddress => None,
         }
     }
@@ -125,6 +161,8 @@ pub(crate) struct Shared {
     /// Something may be due earlier than it was.
     pub(crate) changed: Notify,
     room: Semaphore,
+    /// Whether the last attempt to accept a connection has failed.
+    cannot_accept: Cell<bool>,
 }
 
 /// Runs a server until SIGINT or SIGTERM.
@@ -152,48 +190,72 @@ async fn run(options: Options, ready: impl FnOnce()) -> Result<Legacy, Error> {
             address: address.clone(),
             source,
         })?;
-        info!("listening at {address}");
         listeners.extend(opened);
     }
-    listeners.extend(
-        options
-            .inherited
-            .into_iter()
-            .map(|listener| Listener::Unix {
-                listener,
-                path: None,
-            }),
-    );
+    for inherited in options.inherited {
+        match inherited.address() {
+            Ok(address) => info!("listening at {address}, as it was handed over"),
+            Err(err) => warn!("listening at a socket that was handed over: {err}"),
+        }
+        listeners.push(inherited.into());
+    }
     if listeners.is_empty() {
         return Err(Error::NoAddress);
     }
+    let http = match options.http {
+        Some(address) => {
+            let bound = TcpListener::bind(address);
+            Some(bound.map_err(|source| Error::Http { address, source })?)
+        }
+        None => None,
+    };
     if let Some(path) = options.state {
-        let failed = |source| Error::State {
-            path: path.clone(),
-            source,
-        };
-        let (state, found) = StateFile::open(&path).map_err(failed)?;
-        server.adopt(state, found, options.locks).map_err(failed)?;
+        let result = StateFile::open(&path)
+            .and_then(|(state, found)| server.adopt(state, found, options.locks));
+        match result {
+            Ok(()) => {}
+            Err(source) if options.state_is_required => return Err(Error::State { path, source }),
+            Err(err) => warn!(
+                "cannot use the state file `{}`: {err}; a server that is killed forgets its leases",
+                path.display()
+            ),
+        }
     }
+    let max_clients = max_clients(server.pool.ports().len(), listeners.len());
+    let listening = listeners.len();
     info!("managing {} ports", server.pool.ports().len());
 
     let shared = Rc::new(Shared {
         server: RefCell::new(server),
         changed: Notify::new(),
-        room: Semaphore::new(MAX_CLIENTS),
+        room: Semaphore::new(max_clients),
+        cannot_accept: Cell::new(false),
     });
+    let supervisor = options
+        .supervisor
+        .map(|supervisor| Rc::new(RefCell::new(supervisor)));
     let mut files = Vec::new();
     for listener in listeners {
         files.extend(start(listener, &shared).map_err(Error::System)?);
     }
+    if let Some(listener) = http {
+        http::start(listener, &shared).map_err(Error::System)?;
+    }
     spawn_local(see_exits(Rc::clone(&shared)));
     spawn_local(do_due(Rc::clone(&shared)));
+    if let Some(supervisor) = &supervisor {
+        spawn_local(tell_alive(Rc::clone(supervisor)));
+    }
     ready();
     signals.wait_for_end(&shared).await;
 
+    if let Some(supervisor) = supervisor {
+        supervisor.borrow_mut().stopping();
+    }
     shared.server.borrow_mut().stop();
-    // Whoever is being served gets the answer, but nobody can keep the server from ending.
-    let all = u32::try_from(MAX_CLIENTS).expect("it is a small number");
+    // Whoever is being served gets the answer, but nobody can keep the server from ending. Each
+    // listener has room for one that has not come yet.
+    let all = u32::try_from(max_clients - listening).expect("it is a small number");
     _ = tokio::time::timeout(FAREWELL, shared.room.acquire_many(all)).await;
     log_statistics(&shared.server.borrow());
     drop(files);
@@ -219,6 +281,7 @@ fn start(listener: Listener, shared: &Rc<Shared>) -> io::Result<Option<SocketFil
                     match listener.accept().await {
                         Ok((stream, _)) => {
                             room.forget();
+                            shared.cannot_accept.set(false);
                             match Peer::of(&stream) {
                                 Ok(peer) => {
                                     spawn_local(attend(stream, peer, Rc::clone(&shared)));
@@ -229,7 +292,7 @@ fn start(listener: Listener, shared: &Rc<Shared>) -> io::Result<Option<SocketFil
                                 }
                             }
                         }
-                        Err(err) => accept_failed(&err).await,
+                        Err(err) => accept_failed(&err, &shared).await,
                     }
                 }
             });
@@ -244,9 +307,10 @@ fn start(listener: Listener, shared: &Rc<Shared>) -> io::Result<Option<SocketFil
                     match listener.accept().await {
                         Ok((stream, _)) => {
                             room.forget();
+                            shared.cannot_accept.set(false);
                             spawn_local(attend(stream, Peer::Unknown, Rc::clone(&shared)));
                         }
-                        Err(err) => accept_failed(&err).await,
+                        Err(err) => accept_failed(&err, &shared).await,
                     }
                 }
             });
@@ -267,9 +331,39 @@ where
 }
 
 /// Waits until accepting may work again. Clients stay in the backlog meanwhile.
-async fn accept_failed(err: &io::Error) {
-    warn!("cannot accept a connection: {err}; trying again in a second");
+pub(crate) async fn accept_failed(err: &io::Error, shared: &Shared) {
+    if !shared.cannot_accept.replace(true) {
+        warn!("cannot accept connections: {err}; trying again each second");
+    }
     tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+/// Returns how many connections may be open at a time, and says if that leaves less than a
+/// descriptor for each port.
+fn max_clients(ports: usize, listeners: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let max_clients = (limit / 4).min(MAX_CLIENTS).max(listeners + 1);
+    let for_leases = limit.saturating_sub(max_clients + OWN_DESCRIPTORS);
+    if ports > for_leases {
+        warn!(
+            "{limit} descriptors are not enough to lease all {ports} ports at once: each takes \
+             one, and each owner another; see `ulimit -n`, or LimitNOFILE= in systemd's unit"
+        );
+    }
+    max_clients
+}
+
+/// Tells the supervisor that the loop goes on.
+async fn tell_alive(supervisor: Rc<RefCell<Box<dyn Supervisor>>>) {
+    let Some(interval) = supervisor.borrow().interval() else {
+        return;
+    };
+    let mut ticks = tokio::time::interval(interval);
+    loop {
+        ticks.tick().await;
+        supervisor.borrow_mut().alive();
+    }
 }
 
 /// Ends leases when their owners exit.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use portpicker::process::{Pid, Watch};
 use portpicker::{Attempts, Lease as Lock, PortSet};
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+use crate::ahead::Ahead;
 use crate::owners::{Identity, Owners};
 use crate::peer::{Denied, Peer, Process};
 use crate::pool::{Lease, OwnerId, Pool, Refusal, Terms, Time, Wish};
@@ -43,7 +44,11 @@ pub(crate) struct Server {
     next_waiter: u64,
     clients: usize,
     is_stopping: bool,
+    /// Whether the system has failed a request since the last one that was granted.
+    is_failing: bool,
     started: Instant,
+    /// By the clock, for people and their graphs.
+    started_at: SystemTime,
 }
 
 /// A connection, as far as the server is concerned.
@@ -123,7 +128,9 @@ impl Server {
             next_waiter: 0,
             clients: 0,
             is_stopping: false,
+            is_failing: false,
             started: Instant::now(),
+            started_at: SystemTime::now(),
         })
     }
 
@@ -203,7 +210,7 @@ impl Server {
         match result {
             Ok(ports) => Some(ports[0]),
             Err(failure) => {
-                self.stats.refuse(failure.code.name());
+                self.count(&failure);
                 tracing::debug!("refused: {}", failure.message);
                 None
             }
@@ -219,8 +226,12 @@ impl Server {
             })),
             Request::Stats => Ok(json!(self.numbers())),
             Request::List => Ok(json!({ "leases": self.listed_leases() })),
-            Request::Renew { ports, ttl } => self.renew(client, &ports, ttl),
-            Request::Release { ports } => self.release(client, &ports),
+            Request::Renew { ports, owner, ttl } => self
+                .may_change(client, &ports, owner)
+                .map(|()| self.renew(&ports, ttl)),
+            Request::Release { ports, owner } => self
+                .may_change(client, &ports, owner)
+                .map(|()| self.release(&ports)),
             Request::Lease(request) => match self.lease(client, *request) {
                 Ok(outcome) => return outcome,
                 Err(failure) => Err(failure),
@@ -238,6 +249,10 @@ impl Server {
             self.stats.client_errors += 1;
         } else {
             self.stats.refuse(failure.code.name());
+        }
+        // Once: each request may fail for the same reason until something ends.
+        if failure.code == Code::Failed && !std::mem::replace(&mut self.is_failing, true) {
+            warn!("a request failed: {}; serving goes on", failure.message);
         }
     }
 
@@ -264,17 +279,13 @@ impl Server {
         let scope = (request.only, request.address);
 
         // Those who wait come first.
-        let is_behind = self
-            .waiting
-            .iter()
-            .any(|waiter| overlap(&waiter.wish, &wish));
-        let claim = if is_behind {
-            claim
-        } else {
-            match self.try_lease(&wish, scope, claim)? {
+        let ahead = Ahead::of(self.waiting.iter().map(|waiter| &waiter.wish));
+        let claim = match ahead.leaves(&wish, self.pool.ports()) {
+            None => claim,
+            Some(left) => match self.try_lease(&left, scope, claim)? {
                 Ok(answer) => return Ok(Outcome::Now(Ok(answer))),
                 Err(claim) => claim,
-            }
+            },
         };
         if request.wait.is_zero() {
             return Err(exhausted(&self.pool));
@@ -312,25 +323,24 @@ impl Server {
         failure
     }
 
-    /// Leases freed ports to those who wait: in their order, but for requests that no earlier one
-    /// competes with.
+    /// Leases freed ports to those who wait, in their order: a later request gets what no earlier
+    /// one could.
     pub(crate) fn serve_waiting(&mut self) {
         let mut still_waiting: VecDeque<Waiter> = VecDeque::new();
+        let mut ahead = Ahead::default();
         for mut waiter in std::mem::take(&mut self.waiting) {
             if waiter.answer.is_closed() {
                 continue;
             }
-            if still_waiting
-                .iter()
-                .any(|earlier| overlap(&earlier.wish, &waiter.wish))
-            {
+            let Some(left) = ahead.leaves(&waiter.wish, self.pool.ports()) else {
                 still_waiting.push_back(waiter);
                 continue;
-            }
-            let result = match self.try_lease(&waiter.wish, waiter.scope, waiter.claim) {
+            };
+            let result = match self.try_lease(&left, waiter.scope, waiter.claim) {
                 Ok(Ok(answer)) => Ok(answer),
                 Ok(Err(claim)) => {
                     waiter.claim = claim;
+                    ahead.add(&waiter.wish);
                     still_waiting.push_back(waiter);
                     continue;
                 }
@@ -377,10 +387,11 @@ impl Server {
         if self.is_stopping {
             return Err(stopping());
         }
-        if !self.waiting.is_empty() {
+        let ahead = Ahead::of(self.waiting.iter().map(|waiter| &waiter.wish));
+        let Some(left) = ahead.leaves(wish, self.pool.ports()) else {
             return Err(exhausted(&self.pool));
-        }
-        match self.lease_or_return(wish, scope, claim)? {
+        };
+        match self.lease_or_return(&left, scope, claim)? {
             Ok(ports) => Ok(ports),
             Err(_) => Err(exhausted(&self.pool)),
         }
@@ -437,6 +448,7 @@ impl Server {
                     })?;
                 }
                 self.stats.granted += ports.len() as u64;
+                self.is_failing = false;
                 self.save(&ports);
                 Ok(Ok(ports))
             }
@@ -511,31 +523,47 @@ impl Server {
         })
     }
 
-    fn renew(&mut self, client: &Client, ports: &[u16], ttl: Duration) -> Result<Value, Failure> {
-        self.may_change(client, ports)?;
+    fn renew(&mut self, ports: &[u16], ttl: Duration) -> Value {
         let expires = now().saturating_add(ttl);
         for &port in ports {
             self.pool.renew(port, expires);
         }
         self.save(ports);
-        Ok(json!({}))
+        json!({})
     }
 
-    fn release(&mut self, client: &Client, ports: &[u16]) -> Result<Value, Failure> {
-        self.may_change(client, ports)?;
+    fn release(&mut self, ports: &[u16]) -> Value {
         let ended: Vec<_> = ports
             .iter()
             .filter_map(|&port| Some((port, self.pool.release(port)?)))
             .collect();
         self.stats.released += ended.len() as u64;
         self.after_end(ended);
-        Ok(json!({}))
+        json!({})
     }
 
     /// Makes sure that all `ports` are leased and that the client may end their leases.
-    fn may_change(&self, client: &Client, ports: &[u16]) -> Result<(), Failure> {
+    ///
+    /// If an owner is named, the leases must be its: between a client's request and its last look
+    /// at them, a port may have become another process's.
+    fn may_change(
+        &self,
+        client: &Client,
+        ports: &[u16],
+        owner: Option<Owner>,
+    ) -> Result<(), Failure> {
+        let owner = match owner {
+            None => None,
+            Some(Owner::Connection) => Some(client.owner),
+            Some(owner) => match self.claim(client, owner)?.owner {
+                ClaimOwner::Process(process) => Some(self.owners.id_of(process.pid)),
+                ClaimOwner::Connection(id) => Some(Some(id)),
+            },
+        };
         for port in ports {
-            let Some(lease) = self.pool.leases().get(port) else {
+            let lease = self.pool.leases().get(port);
+            let is_meant = |lease: &&Lease<Lock>| owner.is_none_or(|id| id == Some(lease.owner));
+            let Some(lease) = lease.filter(is_meant) else {
                 return Err(Failure::new(
                     Code::NotLeased,
                     format!("port {port} is not leased"),
@@ -555,8 +583,10 @@ impl Server {
 
     /// Ends the leases of owners that have exited.
     pub(crate) fn take_exits(&mut self) {
-        for owner in self.owners.take_exits() {
+        let learned = Instant::now();
+        for (owner, unseen) in self.owners.take_exits() {
             self.reclaim(owner);
+            self.stats.reclaim_delay.add(unseen + learned.elapsed());
         }
         self.serve_waiting();
     }
@@ -695,8 +725,13 @@ impl Server {
     }
 
     pub(crate) fn listed_leases(&self) -> Vec<ListedLease> {
+        self.leases_from(0).collect()
+    }
+
+    /// Returns the leases of `first` and the ports above it, ascending.
+    pub(crate) fn leases_from(&self, first: u16) -> impl Iterator<Item = ListedLease> {
         let time = now();
-        let listed = |(&port, lease): (&u16, &Lease<Lock>)| {
+        let listed = move |(&port, lease): (&u16, &Lease<Lock>)| {
             let pid = self.owners.pid(lease.owner).map(Pid::get);
             ListedLease {
                 port,
@@ -709,7 +744,7 @@ impl Server {
                 tag: lease.tag.as_deref().map(str::to_owned),
             }
         };
-        self.pool.leases().iter().map(listed).collect()
+        self.pool.leases().range(first..).map(listed)
     }
 
     /// Returns the descriptors of all locks, with their ports.
@@ -741,6 +776,19 @@ impl Server {
         for waiter in std::mem::take(&mut self.waiting) {
             _ = waiter.answer.send(Err(stopping()));
         }
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.is_stopping
+    }
+
+    pub(crate) fn started_at(&self) -> SystemTime {
+        self.started_at
+    }
+
+    /// Tells whether there is a state file that lacks something.
+    pub(crate) fn state_is_behind(&self) -> bool {
+        self.state.as_ref().is_some_and(StateFile::is_behind)
     }
 
     pub(crate) fn owners(&self) -> &Owners {
@@ -782,14 +830,6 @@ fn saved(port: u16, lease: &Lease<Lock>, identity: Identity) -> SavedLease {
     }
 }
 
-/// Tells whether two wishes compete for a port.
-fn overlap(a: &Wish, b: &Wish) -> bool {
-    match (&a.ports, &b.ports) {
-        (Some(a), Some(b)) => a.intersection(b).is_some(),
-        _ => true,
-    }
-}
-
 fn exhausted(pool: &Pool<Lock>) -> Failure {
     Failure::new(
         Code::Exhausted,
@@ -807,7 +847,6 @@ fn stopping() -> Failure {
 }
 
 fn failed(err: io::Error) -> Failure {
-    warn!("a request failed: {err}");
     Failure::new(Code::Failed, err)
 }
 

@@ -54,7 +54,7 @@ impl SavedLease {
 /// A line of the file.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Line {
+pub(crate) enum Line {
     /// The first one.
     State { version: u32, boot: String },
     /// A port was leased, or its lease was renewed.
@@ -64,6 +64,16 @@ enum Line {
 }
 
 const VERSION: u32 = 1;
+
+impl Line {
+    /// Returns the first line of a file.
+    pub(crate) fn head(boot: &str) -> Self {
+        Self::State {
+            version: VERSION,
+            boot: boot.to_owned(),
+        }
+    }
+}
 
 /// What was found in a state file.
 #[derive(Debug, Default)]
@@ -229,13 +239,7 @@ impl StateFile {
     /// Writes the file anew with `leases`, beside the old one, and puts it in its place.
     pub(crate) fn rewrite(&mut self, leases: impl Iterator<Item = SavedLease>) -> io::Result<()> {
         self.buffer.clear();
-        push_line(
-            &mut self.buffer,
-            &Line::State {
-                version: VERSION,
-                boot: self.boot.clone(),
-            },
-        );
+        push_line(&mut self.buffer, &Line::head(&self.boot));
         for lease in leases {
             push_line(&mut self.buffer, &Line::Lease(lease));
         }
@@ -265,7 +269,7 @@ impl StateFile {
     }
 }
 
-fn push_line(buffer: &mut Vec<u8>, line: &Line) {
+pub(crate) fn push_line(buffer: &mut Vec<u8>, line: &Line) {
     serde_json::to_writer(&mut *buffer, line).expect("numbers and texts can be written as JSON");
     buffer.push(b'\n');
 }
@@ -307,13 +311,7 @@ mod tests {
 
     fn file_with(ports: &[u16], boot: &str) -> Vec<u8> {
         let mut bytes = Vec::new();
-        push_line(
-            &mut bytes,
-            &Line::State {
-                version: VERSION,
-                boot: boot.to_owned(),
-            },
-        );
+        push_line(&mut bytes, &Line::head(boot));
         for &port in ports {
             push_line(&mut bytes, &Line::Lease(lease(port)));
         }

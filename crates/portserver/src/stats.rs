@@ -22,6 +22,9 @@ pub(crate) struct Stats {
     pub(crate) tried_for_last: u64,
     /// From the first byte of a request to its answer.
     pub(crate) latency: Histogram,
+    /// From the server's learning of an owner's exit, for which the kernel gives no time, to its
+    /// ports being free. Of owners that have to be polled: from when they were last seen alive.
+    pub(crate) reclaim_delay: Histogram,
 }
 
 /// How often something took how long.

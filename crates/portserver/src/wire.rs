@@ -53,8 +53,15 @@ pub(crate) fn parse_original(bytes: &[u8]) -> Option<Original> {
 pub(crate) enum Request {
     Hello,
     Lease(Box<LeaseRequest>),
-    Renew { ports: Vec<u16>, ttl: Duration },
-    Release { ports: Vec<u16> },
+    Renew {
+        ports: Vec<u16>,
+        owner: Option<Owner>,
+        ttl: Duration,
+    },
+    Release {
+        ports: Vec<u16>,
+        owner: Option<Owner>,
+    },
     List,
     Stats,
 }
@@ -101,6 +108,18 @@ pub(crate) enum Code {
 }
 
 impl Code {
+    /// Those that refuse a request that was understood.
+    pub(crate) const REFUSALS: [Self; 8] = [
+        Self::Exhausted,
+        Self::NoProcess,
+        Self::Forbidden,
+        Self::OverLimit,
+        Self::NotLeased,
+        Self::Busy,
+        Self::Stopping,
+        Self::Failed,
+    ];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::BadRequest => "bad-request",
@@ -185,13 +204,18 @@ fn parse_op(op: &str, members: Value) -> Result<Request, Failure> {
         "hello" => read::<Nothing>(members).map(|_| Request::Hello),
         "list" => read::<Nothing>(members).map(|_| Request::List),
         "stats" => read::<Nothing>(members).map(|_| Request::Stats),
-        "release" => Ok(Request::Release {
-            ports: checked_ports(read::<Release>(members)?.ports)?,
-        }),
+        "release" => {
+            let Release { ports, owner } = read(members)?;
+            Ok(Request::Release {
+                ports: checked_ports(ports)?,
+                owner: owner.map(checked_owner).transpose()?,
+            })
+        }
         "renew" => {
-            let Renew { ports, ttl } = read(members)?;
+            let Renew { ports, owner, ttl } = read(members)?;
             Ok(Request::Renew {
                 ports: checked_ports(ports)?,
+                owner: owner.map(checked_owner).transpose()?,
                 ttl: checked_ttl(ttl)?,
             })
         }
@@ -217,12 +241,14 @@ struct Nothing {}
 #[serde(deny_unknown_fields)]
 struct Release {
     ports: Vec<u16>,
+    owner: Option<OwnerMember>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Renew {
     ports: Vec<u16>,
+    owner: Option<OwnerMember>,
     ttl: f64,
 }
 
@@ -295,14 +321,7 @@ impl Lease {
             Some(Ok(set)) => Ok(Some(set)),
             Some(Err(err)) => Err(Failure::new(Code::BadRequest, format!("`{member}`: {err}"))),
         };
-        let owner = match self.owner {
-            None | Some(OwnerMember::Word(OwnerWord::Peer)) => Owner::Peer,
-            Some(OwnerMember::Word(OwnerWord::Connection)) => Owner::Connection,
-            Some(OwnerMember::Process(pid)) => match Pid::new(pid) {
-                Some(pid) => Owner::Process(pid),
-                None => return bad(format!("`owner`: {pid} is not a process id")),
-            },
-        };
+        let owner = self.owner.map_or(Ok(Owner::Peer), checked_owner)?;
         let wait = match self
             .wait
             .map_or(Ok(Duration::ZERO), Duration::try_from_secs_f64)
@@ -330,6 +349,20 @@ impl Lease {
             wait,
             tag: self.tag,
         })
+    }
+}
+
+fn checked_owner(owner: OwnerMember) -> Result<Owner, Failure> {
+    match owner {
+        OwnerMember::Word(OwnerWord::Peer) => Ok(Owner::Peer),
+        OwnerMember::Word(OwnerWord::Connection) => Ok(Owner::Connection),
+        OwnerMember::Process(pid) => match Pid::new(pid) {
+            Some(pid) => Ok(Owner::Process(pid)),
+            None => {
+                let message = format!("`owner`: {pid} is not a process id");
+                Err(Failure::new(Code::BadRequest, message))
+            }
+        },
     }
 }
 
@@ -471,7 +504,10 @@ mod tests {
         assert_eq!(lease.ttl, Some(Duration::from_millis(1500)));
         assert_eq!(
             parse(br#"{"v":1,"op":"release","ports":[2,1,2]}"#).request,
-            Ok(Request::Release { ports: vec![1, 2] })
+            Ok(Request::Release {
+                ports: vec![1, 2],
+                owner: None
+            })
         );
     }
 
