@@ -7,9 +7,9 @@ SKIPPED = $(CURDIR)/target/skipped
 # What a fallback's build is not shared with: it has other flags.
 fallback = RUSTFLAGS='--cfg portpicker_force="$(1)"' cargo $(2) --target-dir target/force-$(1)
 
-.PHONY: test format clippy docs unit fallbacks benches bench command clean
+.PHONY: test format clippy docs unit fallbacks benches fuzz deploy bench command clean
 
-test: start format clippy docs unit fallbacks benches command
+test: start format clippy docs unit fallbacks benches fuzz deploy command
 	@if [ -s $(SKIPPED) ]; then echo "skipped here:"; sort -u $(SKIPPED) | sed 's/^/  /'; \
 	else echo "nothing was skipped"; fi
 
@@ -38,6 +38,14 @@ fallback-%:
 # That they run, not what they measure.
 benches:
 	cargo bench --workspace --benches -- --quick
+
+# A while of random bytes for everything that reads foreign ones.
+fuzz:
+	PORTPICKER_SKIPPED=$(SKIPPED) fuzz/run 10
+
+# The files in deploy/, each by a tool that knows its kind.
+deploy:
+	PORTPICKER_SKIPPED=$(SKIPPED) deploy/check
 
 # The README's first command.
 command:

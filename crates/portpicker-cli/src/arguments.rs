@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use portpicker::process::Pid;
 use portpicker::{PortSet, ServerAddress};
 
-use crate::exit;
+use crate::{exit, serve};
 
 /// Find an unused network port, and keep it.
 ///
@@ -64,12 +64,33 @@ pub(crate) enum Command {
     #[command(after_long_help = long_after_help())]
     Pick(PickOptions),
 
+    Serve(serve::Arguments),
+
+    /// Show who has which port of a port server
+    ///
+    /// One line for each leased port: the process that owns it, as the server sees processes, its
+    /// user, how long it has had the port, its name, and what the lease was tagged with.
+    #[command(after_long_help = long_after_help())]
+    Status(StatusOptions),
+
+    /// Give leased ports back before their owner exits
+    ///
+    /// All or none. The server leases the ports to others then, once they are unused: whoever has
+    /// one must not use it any longer. Root may release every lease, a user those of the same user's
+    /// processes.
+    #[command(after_long_help = long_after_help())]
+    Release(ReleaseOptions),
+
     /// Print the completions for a shell
     ///
     /// For example, in ~/.bashrc: `source <(portpicker completions bash)`.
     Completions {
         /// Shell to complete in
         shell: Shell,
+
+        /// Program to complete the options of
+        #[arg(long = "for", value_name = "PROGRAM", default_value = "portpicker")]
+        program: Program,
     },
 
     /// Print a manual page in the format of man(7)
@@ -80,6 +101,13 @@ pub(crate) enum Command {
         #[arg(value_name = "COMMAND")]
         page: Option<String>,
     },
+}
+
+/// A program of this package.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Program {
+    Portpicker,
+    Portserver,
 }
 
 /// The options of `portpicker pick`.
@@ -147,7 +175,7 @@ pub(crate) struct PickOptions {
     ///
     /// The path of its socket, or @name. Named here, what the server fails is an error; named in
     /// the environment, the ports are then picked without it, as are ports with options that
-    /// the server's protocol cannot express.
+    /// the original protocol cannot express if the server speaks nothing else.
     #[arg(long, value_name = "ADDRESS", conflicts_with = "no_server")]
     pub(crate) server: Option<ServerAddress>,
 
@@ -161,6 +189,12 @@ pub(crate) struct PickOptions {
     )]
     pub(crate) wait: Option<Duration>,
 
+    /// What the ports are for, as shown by `status`
+    ///
+    /// At most 200 bytes. It goes to a port server; leases without one carry no text.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) tag: Option<String>,
+
     /// Print JSON instead
     ///
     /// An object with `ports` (an array of numbers), `owner` (a process id), `server` (the address
@@ -168,6 +202,39 @@ pub(crate) struct PickOptions {
     /// keeps them, or null).
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// The options of `portpicker status`.
+#[derive(Args, Debug)]
+pub(crate) struct StatusOptions {
+    /// Port server to ask [default: PORTSERVER_ADDRESS]
+    ///
+    /// The path of its socket, or @name.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) server: Option<ServerAddress>,
+
+    /// Print JSON instead
+    ///
+    /// An object with `server` (its address) and `leases`, an array of objects with `port`, `pid`
+    /// (or null, if a connection owns the lease), `uid`, `user` (or null, if the user has no name),
+    /// `command` (or null), `age` (seconds), `expires` (seconds until it ends, or null if it ends
+    /// with its owner only), `name`, and `tag` (texts or null).
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The options of `portpicker release`.
+#[derive(Args, Debug)]
+pub(crate) struct ReleaseOptions {
+    /// Ports to give back, as in 20001 or 20000-20003
+    #[arg(value_name = "PORT", required = true)]
+    pub(crate) ports: Vec<PortSet>,
+
+    /// Port server to ask [default: PORTSERVER_ADDRESS]
+    ///
+    /// The path of its socket, or @name.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) server: Option<ServerAddress>,
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

@@ -29,7 +29,7 @@ pub(crate) enum Exit {
 /// The end of the help.
 pub(crate) const HELP: &str = "\
 Exit status:
-  0  The ports were printed
+  0  The ports were printed, or whatever else was asked for is done
   1  No unused port was found
   2  The command line or the environment is not valid
   3  The port server could not be reached
@@ -42,10 +42,12 @@ impl Exit {
         match failure {
             Failure::Owner { .. } | Failure::NoParent => Self::Owner,
             Failure::Keeper(_) | Failure::Output(_) => Self::System,
-            Failure::NoSuchPage { .. } => Self::Usage,
+            Failure::NoSuchPage { .. } | Failure::NoServer => Self::Usage,
             Failure::Pick(err) => match err {
                 Error::Exhausted(_) | Error::TooFewCandidates { .. } => Self::NoPort,
-                Error::Refused { .. } | Error::ServerCannot { .. } => Self::Refused,
+                Error::Refused { .. } | Error::ServerCannot { .. } | Error::Declined { .. } => {
+                    Self::Refused
+                }
                 Error::Server { .. } => Self::Server,
                 Error::OwnerNeedsServer { .. } => Self::Owner,
                 Error::Environment { .. } | Error::Host { .. } => Self::Usage,
@@ -53,6 +55,23 @@ impl Exit {
                 _ => Self::System,
             },
         }
+    }
+}
+
+impl Exit {
+    /// Returns what another run of this program has exited with.
+    pub(crate) fn from_code(code: i32) -> Self {
+        [
+            Self::Success,
+            Self::NoPort,
+            Self::Usage,
+            Self::Server,
+            Self::Refused,
+            Self::Owner,
+        ]
+        .into_iter()
+        .find(|&exit| exit as i32 == code)
+        .unwrap_or(Self::System)
     }
 }
 

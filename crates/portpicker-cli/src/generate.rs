@@ -1,16 +1,21 @@
 //! Manual pages and completions, from the same definitions as the parser.
 
-use clap::Command;
+use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use crate::output;
+use crate::arguments::{Arguments, Program};
 use crate::pick::Failure;
+use crate::{output, serve};
 
-/// Prints the completions of `command` for `shell`.
-pub(crate) fn completions(shell: Shell, command: &mut Command) -> Result<(), Failure> {
+/// Prints the completions of `program` for `shell`.
+pub(crate) fn completions(shell: Shell, program: Program) -> Result<(), Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, command, "portpicker", &mut script);
+    let (mut command, name) = match program {
+        Program::Portpicker => (Arguments::command(), "portpicker"),
+        Program::Portserver => (serve::Arguments::command(), "portserver"),
+    };
+    clap_complete::generate(shell, &mut command, name, &mut script);
     output::print(&script).map_err(Failure::Output)
 }
 
@@ -20,6 +25,7 @@ pub(crate) fn manual(page: Option<&str>, command: Command) -> Result<(), Failure
     command.build();
     let command = match page {
         None | Some("portpicker") => command,
+        Some("portserver") => serve::Arguments::command(),
         Some(page) => match command.find_subcommand(page) {
             Some(found) => found.clone(),
             None => {

@@ -6,37 +6,22 @@
 //!
 //! - 0: a pidfd of the owner, or /dev/null where there are none; 1 and 2: /dev/null;
 //! - those named on its command line: the locks, and with `--hold` the bound sockets.
-//!
-//! The start is a `posix_spawn`, never a fork that runs code of ours: the keeper has a session of
-//! its own from its first instruction, so that no ^C reaches it, and at no moment are the
-//! descriptors in neither process.
-//!
-//! # Safety
-//!
-//! The keeper adopts descriptors by the numbers on its command line, and closes all others above
-//! 2. That is sound because it happens first of all in the process, when nothing else in it owns a
-//! descriptor: no Rust object exists yet that could be cheated of one, and no thread that could
-//! open one meanwhile. A number that is not open, or is named twice, was not written by
-//! [`Keeper::start`]; the keeper exits without touching anything then.
-#![expect(
-    unsafe_code,
-    reason = "descriptors that come by inheritance have no owner yet"
-)]
 
 use std::collections::HashSet;
 use std::env;
 use std::ffi::{CString, OsString};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
 use portpicker::process::{Pid, Watch, wait_readable};
 use rustix::process::Signal;
+
+use crate::again;
+use crate::inherited::{Others, adopt};
 
 /// The first argument of a keeper. Not in the help: nobody should type it.
 const COMMAND: &str = "keep";
@@ -72,28 +57,15 @@ impl Keeper {
         }
         let dev_null = File::options().read(true).write(true).open("/dev/null")?;
         let stdin = duties.watch.pidfd().unwrap_or_else(|| dev_null.as_fd());
-        let mut actions = PosixSpawnFileActions::init()?;
-        for (fd, target) in [(stdin, 0), (dev_null.as_fd(), 1), (dev_null.as_fd(), 2)] {
-            actions.add_dup2(fd.as_raw_fd(), target)?;
-        }
-        for fd in duties.locks.iter().chain(&duties.sockets) {
-            // Onto itself: that only clears close-on-exec, in the new process.
-            actions.add_dup2(fd.as_raw_fd(), fd.as_raw_fd())?;
-        }
-        let mut attributes = PosixSpawnAttr::init()?;
-        attributes.set_flags(PosixSpawnFlags::from_bits_retain(
-            libc::POSIX_SPAWN_SETSID.into(),
-        ))?;
-        let child = posix_spawn(
-            &own_program()?,
-            &actions,
-            &attributes,
-            &arguments(duties),
-            &environment(),
-        )?;
-        Ok(Some(Self {
-            pid: Pid::new(child.as_raw() as u32).expect("a child has a pid"),
-        }))
+        let kept: Vec<BorrowedFd<'_>> = duties
+            .locks
+            .iter()
+            .chain(&duties.sockets)
+            .copied()
+            .collect();
+        let streams = [stdin, dev_null.as_fd(), dev_null.as_fd()];
+        let pid = again::start(&arguments(duties), streams, &kept)?;
+        Ok(Some(Self { pid }))
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -108,16 +80,6 @@ impl Keeper {
             _ = rustix::process::kill_process(pid, Signal::TERM);
         }
     }
-}
-
-/// Returns the program that runs this code.
-fn own_program() -> io::Result<PathBuf> {
-    let program = env::current_exe()?;
-    if program.exists() {
-        return Ok(program);
-    }
-    // It has been replaced or deleted since we were started; this still leads to it.
-    Ok(PathBuf::from("/proc/self/exe"))
 }
 
 /// Returns the command line of a keeper: readable in a list of processes, parsed by [`inherited`].
@@ -141,14 +103,6 @@ fn arguments(duties: &Duties<'_>) -> Vec<CString> {
     .into_iter()
     .map(|text| CString::new(text).expect("numbers have no NUL"))
     .collect()
-}
-
-/// Returns this process's environment, which may say how to find its libraries.
-fn environment() -> Vec<CString> {
-    env::vars_os()
-        .map(|(name, value)| [name.into_vec(), value.into_vec()].join(&b'='))
-        .filter_map(|variable| CString::new(variable).ok())
-        .collect()
 }
 
 /// What a keeper reads from its command line.
@@ -199,7 +153,7 @@ pub(crate) fn inherited(arguments: &[OsString]) -> Option<Inherited> {
 
 /// Keeps what was inherited until the owner exits: all that a keeper does.
 pub(crate) fn keep(inherited: Inherited) -> ExitCode {
-    let Some((locks, sockets)) = adopt(&inherited) else {
+    let Some((locks, sockets)) = take(&inherited) else {
         return ExitCode::FAILURE;
     };
     // Not in the way of whoever wants to unmount the folder that the script was started in.
@@ -227,44 +181,12 @@ pub(crate) fn keep(inherited: Inherited) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Takes ownership of the inherited descriptors, and closes all others but 0 to 2.
-///
-/// Whatever else the shell had open, a pipe that somebody reads to its end for example, would
-/// stay open as long as the keeper lives. `None` if a descriptor is not there.
-fn adopt(inherited: &Inherited) -> Option<(Vec<OwnedFd>, Vec<OwnedFd>)> {
-    let mut known: HashSet<RawFd> = inherited.locks.iter().copied().collect();
-    known.extend(&inherited.sockets);
-    if !known.iter().all(|&fd| is_open(fd)) {
-        return None;
-    }
-    let own = |fds: &[RawFd]| -> Vec<OwnedFd> {
-        // SAFETY: open, named once, and nobody's: see the argument at the top.
-        fds.iter()
-            .map(|&fd| unsafe { OwnedFd::from_raw_fd(fd) })
-            .collect()
-    };
-    let adopted = (own(&inherited.locks), own(&inherited.sockets));
-
-    let listed: Vec<RawFd> = fs::read_dir("/proc/self/fd")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
-    // Asked once more: the listing had a descriptor too, which is closed by now.
-    for fd in listed
-        .into_iter()
-        .filter(|fd| *fd > 2 && !known.contains(fd) && is_open(*fd))
-    {
-        // SAFETY: open, and nobody's: see the argument at the top.
-        drop(unsafe { OwnedFd::from_raw_fd(fd) });
-    }
-    Some(adopted)
-}
-
-fn is_open(fd: RawFd) -> bool {
-    // SAFETY: asking about a number that is not open is what fcntl(2) answers with EBADF; nothing
-    // is read, written, or closed.
-    rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(fd) }).is_ok()
+/// Takes the locks and the sockets that were inherited. `None` if a descriptor is not there.
+fn take(inherited: &Inherited) -> Option<(Vec<OwnedFd>, Vec<OwnedFd>)> {
+    let all = [&inherited.locks[..], &inherited.sockets].concat();
+    let mut locks = adopt(&all, Others::Close)?;
+    let sockets = locks.split_off(inherited.locks.len());
+    Some((locks, sockets))
 }
 
 #[cfg(test)]

@@ -5,13 +5,23 @@ use std::io::{self, Write};
 
 /// Prints an error and its causes, on one line.
 pub(crate) fn complain(err: &dyn Error) {
+    complain_as("portpicker", err);
+}
+
+/// Prints an error and its causes, on one line, in the name of `program`.
+pub(crate) fn complain_as(program: &str, err: &dyn Error) {
     // Not `eprintln!`: it panics when stderr is closed, and there is nobody left to tell.
-    _ = writeln!(io::stderr(), "portpicker: {}", chain(err));
+    _ = writeln!(io::stderr(), "{program}: {}", chain(err));
 }
 
 /// Prints an error that is none, since there is another way.
 pub(crate) fn warn(err: &dyn Error, other_way: &str) {
     _ = writeln!(io::stderr(), "portpicker: {}; {other_way}", chain(err));
+}
+
+/// Prints what is no trouble, and no data either.
+pub(crate) fn note(text: &str) {
+    _ = writeln!(io::stderr(), "portpicker: {text}");
 }
 
 /// Writes `text` to stdout, all of it or an error.
@@ -21,7 +31,8 @@ pub(crate) fn print(text: &[u8]) -> io::Result<()> {
     stdout.flush()
 }
 
-fn chain(err: &dyn Error) -> String {
+/// Returns an error and its causes, on one line.
+pub(crate) fn chain(err: &dyn Error) -> String {
     let mut text = err.to_string();
     let mut source = err.source();
     while let Some(err) = source {

@@ -7,12 +7,13 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use portpicker::process::{OpenError, Pid, Watch};
-use portpicker::{Error, Hold, Kind, Lease, Picker, Server, ServerAddress};
+use portpicker::{Error, Hold, Kind, Lease, Picker, Server, ServerAddress, client};
 use serde::Serialize;
 
 use crate::arguments::{DropIn, PickOptions};
 use crate::keeper::{Duties, Keeper};
 use crate::output;
+use crate::which_server;
 
 /// What is to be picked, for whom, and how it is to be printed.
 #[derive(Debug)]
@@ -64,6 +65,9 @@ impl From<PickOptions> for Request {
         if let Some(limit) = options.wait {
             picker = picker.wait(limit);
         }
+        if let Some(tag) = options.tag {
+            picker = picker.tag(tag);
+        }
         Self {
             picker,
             count: options.count.into(),
@@ -105,6 +109,7 @@ pub(crate) fn pick(request: &Request) -> Result<(), Failure> {
         if let Some(keeper) = keeper {
             keeper.dismiss();
         }
+        picked.give_back();
         Failure::Output(err)
     })
 }
@@ -125,33 +130,33 @@ fn watch(owner: Pid) -> Result<Watch, Failure> {
 
 impl Request {
     fn pick_for(&self, owner: Pid) -> Result<Picked, Failure> {
+        let by_server = |address| self.picker.clone().server(Server::At(address)).owner(owner);
+        let without = || self.pick_with(&self.picker.clone().server(Server::None));
         let address = match &self.server {
-            Server::At(address) => return self.pick_from(Server::At(address.clone()), Some(owner)),
+            Server::At(address) => return self.pick_with(&by_server(address.clone())),
             Server::Environment => ServerAddress::from_environment(),
             _ => Ok(None),
         };
         let asked = match address {
-            Ok(None) => return self.pick_from(Server::None, None),
-            Ok(Some(address)) => self.pick_from(Server::At(address), Some(owner)),
+            Ok(None) => return without(),
+            // It is not waited for, since there is another way. That one waits, and sees what the
+            // server gets back as well.
+            Ok(Some(address)) => self.pick_with(&by_server(address).wait(Duration::ZERO)),
             Err(err) => Err(Failure::Pick(err)),
         };
         match asked {
             Err(Failure::Pick(err @ (Error::Refused { .. } | Error::Server { .. }))) => {
                 output::warn(&err, "picking without it");
-                self.pick_from(Server::None, None)
+                without()
             }
-            Err(Failure::Pick(Error::ServerCannot { .. })) => self.pick_from(Server::None, None),
+            Err(Failure::Pick(Error::ServerCannot { .. })) => without(),
             result => result,
         }
     }
 
-    /// Picks by `server`, in the name of `owner` where the server does the keeping. Without one,
-    /// the ports are this process's until the keeper has them.
-    fn pick_from(&self, server: Server, owner: Option<Pid>) -> Result<Picked, Failure> {
-        let mut picker = self.picker.clone().server(server);
-        if let Some(owner) = owner {
-            picker = picker.owner(owner);
-        }
+    /// Picks with `picker`. Where a server does the keeping, the ports are the owner's at once;
+    /// otherwise they are this process's until the keeper has them.
+    fn pick_with(&self, picker: &Picker) -> Result<Picked, Failure> {
         match (self.hold.is_zero(), self.contiguous) {
             (true, false) => picker.leases(self.count).map(Picked::Leases),
             (true, true) => picker.lease_block(self.count).map(Picked::Leases),
@@ -211,6 +216,15 @@ impl Picked {
         }
     }
 
+    /// Gives the ports back to the server that leased them, as far as it can take them.
+    fn give_back(&self) {
+        if let Some(address) = self.leases().find_map(Lease::server) {
+            let ports: Vec<u16> = self.leases().map(Lease::port).collect();
+            // If it fails, they are given back when their owner exits.
+            _ = client::release(address, &ports, which_server::TIMEOUT);
+        }
+    }
+
     /// Lets the owner's server in while the ports are held: the keeper cannot know the moment.
     fn open_doors(&mut self) -> Result<(), Failure> {
         match self {
@@ -236,6 +250,8 @@ pub(crate) enum Failure {
     Keeper(io::Error),
     /// The ports, or whatever was asked for, cannot be printed.
     Output(io::Error),
+    /// No port server was named, and there is no other way.
+    NoServer,
     /// There is no such manual page.
     NoSuchPage { page: String },
 }
@@ -268,9 +284,12 @@ impl fmt::Display for Failure {
             ),
             Self::Keeper(_) => f.write_str("cannot start the keeper of the ports"),
             Self::Output(_) => f.write_str("cannot write to the standard output"),
+            Self::NoServer => {
+                f.write_str("no port server is named: use --server or PORTSERVER_ADDRESS")
+            }
             Self::NoSuchPage { page } => write!(
                 f,
-                "there is no manual page for `{page}`: try `pick`, `completions`, or `manual`"
+                "there is no manual page for `{page}`: try `pick`, `serve`, or `status`"
             ),
         }
     }
@@ -285,7 +304,7 @@ impl error::Error for Failure {
                 reason: BadOwner::Unwatchable(err),
                 ..
             } => err.source(),
-            Self::Owner { .. } | Self::NoParent | Self::NoSuchPage { .. } => None,
+            Self::Owner { .. } | Self::NoParent | Self::NoServer | Self::NoSuchPage { .. } => None,
             Self::Keeper(err) | Self::Output(err) => Some(err),
         }
     }

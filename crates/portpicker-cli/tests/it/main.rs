@@ -9,7 +9,11 @@ mod generated;
 mod keeper;
 mod messages;
 mod pick;
+mod readme;
+mod release;
+mod serve;
 mod servers;
+mod status;
 mod support;
 
 /// The process with the library that other tests talk to.

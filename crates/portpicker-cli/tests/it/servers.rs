@@ -20,7 +20,8 @@ fn the_server_in_the_environment_is_asked_for_the_owner() {
 #[test]
 fn a_server_is_the_keeper_of_what_it_leased() {
     let owner = Owner::start();
-    let server = FakeServer::start(vec![Act::answer("15007\n"), Act::answer("15008\n")]);
+    let answers = ["", "15007\n", "15008\n"];
+    let server = FakeServer::start(answers.map(Act::answer).into());
     let address = server.address().to_string();
     let picked = pick(&owner, &["-n", "2", "--server", &address]);
     assert_eq!(picked.ports, [15_007, 15_008]);
