@@ -127,7 +127,7 @@ impl OwnProcess {
         let mut output = tempfile::tempfile().expect("a temporary file can be made");
         let copy = || Stdio::from(output.try_clone().expect("a descriptor can be copied"));
         let mut child = command(wrapper)
-            .args(["--exact", name, "--include-ignored"])
+            .args(["--exact", name])
             .args(["--nocapture", "--test-threads=1"])
             .env(INSIDE, name)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))

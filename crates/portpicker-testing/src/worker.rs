@@ -5,7 +5,6 @@
 //!
 //! ```no_run
 //! #[test]
-//! #[ignore = "run by other tests, in processes of its own"]
 //! fn worker() {
 //!     portpicker_testing::worker::serve(|_, _| None);
 //! }
@@ -98,7 +97,7 @@ impl Worker {
         let (commands, input) = UnixStream::pair().expect("sockets can be made");
         let (lifeline, output) = UnixStream::pair().expect("sockets can be made");
         let process = command
-            .args(["--exact", ENTRY, "--ignored"])
+            .args(["--exact", ENTRY])
             .args(["--nocapture", "--test-threads=1"])
             .env(IS_WORKER, "1")
             .envs(environment.iter().copied())

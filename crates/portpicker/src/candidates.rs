@@ -78,7 +78,7 @@ impl Candidates {
                         source,
                     })?
             }
-            None => {
+            _ => {
                 let host = Host::ask().map_err(|source| Error::HostPorts { source })?;
                 default_candidates(&host)
             }

@@ -149,14 +149,15 @@ impl Hold {
     /// Shuts the door again: nobody else gets in, and a server that listens goes on listening.
     ///
     /// Shut it when the server listens: a server that has bound and not yet listened cannot
-    /// listen any more. The UDP port is held again unless somebody has bound it.
+    /// listen any more. A server that sets SO_REUSEPORT as well shares its own address with sockets
+    /// of the same user that set it, door or no door. The UDP port is held again unless somebody has bound it.
     ///
     /// # Errors
     ///
     /// [`Error::Socket`] with what setsockopt(2) reports, or if a UDP socket cannot be made.
     pub fn shut_door(&mut self) -> Result<()> {
         if let Some(tcp) = &self.bound.tcp {
-            probe::forget_sharing(self.scope, self.port());
+            probe::forget_sharing(self.port());
             tcp.set_reuse_address(false)
                 .map_err(self.failed("setsockopt"))?;
         }

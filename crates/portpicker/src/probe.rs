@@ -3,7 +3,7 @@
 //! One TCP and one UDP socket are bound to the port, on the IPv6 wildcard address with IPv4
 //! included, without options, and without listening. That is enough to meet every holder of the
 //! port on every address, listening or not, whatever options it has set; fewer binds, or any
-//! option, would miss some (`tests/kernel.rs` shows it for the running kernel).
+//! option, would miss some (`tests/it/kernel.rs` shows it for the running kernel).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -160,14 +160,28 @@ pub(crate) fn bind_one(scope: Scope, kind: Kind, port: u16) -> Result<Option<Soc
 ///
 /// Linux keeps in the port's entry that the last one to bind had set SO_REUSEPORT, and lets the next
 /// one of the same user who sets it pass unchecked (`fastreuseport`). Whoever binds without that
-/// option clears it; the door must still be open for us to be able to.
-pub(crate) fn forget_sharing(scope: Scope, port: u16) {
-    let tcp = Scope {
-        only: Some(Kind::Tcp),
-        ..scope
+/// option clears it, at whatever address: so, at one that is kept for documentation (RFC 5737,
+/// RFC 3849), where no server is in the way. The door must still be open, or this is refused too.
+pub(crate) fn forget_sharing(port: u16) {
+    let passer_by = |address: IpAddr| -> io::Result<()> {
+        let domain = if address.is_ipv4() {
+            Domain::IPV4
+        } else {
+            Domain::IPV6
+        };
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        // Not an address of this host's.
+        match address {
+            IpAddr::V4(_) => socket.set_freebind_v4(true)?,
+            IpAddr::V6(_) => socket.set_freebind_v6(true)?,
+        }
+        socket.bind(&SocketAddr::new(address, port).into())
     };
-    // It fails when a server listens, in whose way nobody is then.
-    drop(Prober::accepting_time_wait(tcp).probe(port));
+    // Either is enough; one may be refused where a family is missing.
+    for address in [IpAddr::V4(NOBODY_V4), IpAddr::V6(NOBODY_V6)] {
+        _ = passer_by(address);
+    }
 }
 
 /// A new socket, and the address that it is to be bound to.
@@ -246,6 +260,8 @@ impl Unbound {
     }
 }
 
+const NOBODY_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const NOBODY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 const ALL_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 const ALL_V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 

@@ -72,7 +72,7 @@ mod tests {
             count: 1,
             ports: (!ports.is_empty()).then(|| ports.parse().unwrap()),
             prefer: prefer.to_vec(),
-            contiguous: false,
+            ..Wish::default()
         }
     }
 

@@ -49,6 +49,9 @@ pub(crate) struct Wish {
     pub(crate) ports: Option<PortSet>,
     /// These first, in this order.
     pub(crate) prefer: Vec<u16>,
+    /// Whether one transport or one address will do. A port may be good enough then that rests
+    /// because it is in use elsewhere; and one that is not good enough need not rest.
+    pub(crate) is_partial: bool,
 }
 
 /// For whom, and for how long.
@@ -86,6 +89,8 @@ pub(crate) struct Pool<K> {
     user_limit: usize,
     expiries: BTreeSet<(Time, u16)>,
     resting: BTreeSet<(Time, u16)>,
+    /// The same, by port.
+    resting_until: HashMap<u16, Time>,
     /// How long each port rested last that has been occupied since it was leased last.
     rests: HashMap<u16, Duration>,
     /// Where the search for the next block begins.
@@ -107,6 +112,7 @@ impl<K> Pool<K> {
             user_limit: user_limit.unwrap_or(usize::MAX),
             expiries: BTreeSet::new(),
             resting: BTreeSet::new(),
+            resting_until: HashMap::new(),
             rests: HashMap::new(),
             block_cursor: 0,
         }
@@ -155,18 +161,19 @@ impl<K> Pool<K> {
         self.wake(now);
         let mut taken = Vec::with_capacity(wish.count);
         let result = match wish {
-            _ if wish.count > self.free.len() => Ok(()),
+            _ if wish.count > self.free.len() && !wish.is_partial => Ok(()),
             Wish {
                 contiguous: true, ..
             } => self.take_block(wish, now, attempt, &mut taken),
             Wish {
                 ports: None,
                 prefer,
+                is_partial: false,
                 ..
-            } if prefer.is_empty() => self.take_oldest(wish.count, now, attempt, &mut taken),
+            } if prefer.is_empty() => self.take_oldest(wish, now, attempt, &mut taken),
             _ => {
                 let candidates = self.candidates(wish);
-                self.take(candidates, wish.count, now, attempt, &mut taken)
+                self.take(candidates, wish, now, attempt, &mut taken)
             }
         };
         if result.is_err() || taken.len() < wish.count {
@@ -283,6 +290,7 @@ impl<K> Pool<K> {
             && until <= now
         {
             self.resting.pop_first();
+            self.resting_until.remove(&port);
             self.free.push(port);
         }
     }
@@ -294,18 +302,20 @@ impl<K> Pool<K> {
             .map_or(FIRST_REST, |last| (*last * 2).min(LONGEST_REST));
         self.free.remove(port);
         self.rests.insert(port, rest);
-        self.resting.insert((now.saturating_add(rest), port));
+        let until = now.saturating_add(rest);
+        self.resting.insert((until, port));
+        self.resting_until.insert(port, until);
     }
 
     /// Returns the free ports that `wish` allows: the preferred ones, then the oldest first.
     fn candidates(&self, wish: &Wish) -> Vec<u16> {
         let set = wish.ports.as_ref().unwrap_or(&self.ports);
         let mut seen = HashSet::new();
-        let is_new = |port: &u16| self.free.contains(*port) && seen.insert(*port);
+        let is_new = |port: &u16| self.may_be_tried(*port, wish) && seen.insert(*port);
         let mut preferred: Vec<u16> = wish.prefer.iter().copied().filter(is_new).collect();
         let mut others: Vec<u16> = set
             .iter()
-            .filter(|port| self.free.contains(*port) && !seen.contains(port))
+            .filter(|port| self.may_be_tried(*port, wish) && !seen.contains(port))
             .collect();
         others.sort_unstable_by_key(|&port| self.free.stamp(port));
         preferred.extend(others);
@@ -314,15 +324,15 @@ impl<K> Pool<K> {
 
     fn take_oldest(
         &mut self,
-        count: usize,
+        wish: &Wish,
         now: Time,
         attempt: &mut dyn FnMut(u16) -> portpicker::Result<Attempt<K>>,
         taken: &mut Vec<(u16, K)>,
     ) -> portpicker::Result<()> {
-        while taken.len() < count
+        while taken.len() < wish.count
             && let Some(port) = self.free.first()
         {
-            self.take_one(port, now, attempt, taken)?;
+            self.take_one(port, wish, now, attempt, taken)?;
         }
         Ok(())
     }
@@ -330,16 +340,16 @@ impl<K> Pool<K> {
     fn take(
         &mut self,
         candidates: Vec<u16>,
-        count: usize,
+        wish: &Wish,
         now: Time,
         attempt: &mut dyn FnMut(u16) -> portpicker::Result<Attempt<K>>,
         taken: &mut Vec<(u16, K)>,
     ) -> portpicker::Result<()> {
         for port in candidates {
-            if taken.len() == count {
+            if taken.len() == wish.count {
                 break;
             }
-            self.take_one(port, now, attempt, taken)?;
+            self.take_one(port, wish, now, attempt, taken)?;
         }
         Ok(())
     }
@@ -371,7 +381,7 @@ impl<K> Pool<K> {
             }
             let mut block = start..=last;
             let missing = block.clone().find(|&port| {
-                !self.free.contains(port) || !(is_preferred || allowed.contains(port))
+                !self.may_be_tried(port, wish) || !(is_preferred || allowed.contains(port))
             });
             if let Some(missing) = missing {
                 gap = start..=missing;
@@ -379,8 +389,12 @@ impl<K> Pool<K> {
             }
             while taken.len() < wish.count
                 && let Some(port) = block.next()
-                && self.take_one(port, now, attempt, taken)?
-            {}
+            {
+                if !self.take_one(port, wish, now, attempt, taken)? {
+                    gap = start..=port;
+                    break;
+                }
+            }
             if taken.len() == wish.count {
                 self.block_cursor = last.wrapping_add(1);
                 return Ok(());
@@ -390,10 +404,17 @@ impl<K> Pool<K> {
         Ok(())
     }
 
-    /// Tries a free port. Returns whether it is taken now; otherwise it rests.
+    /// Tells whether `port` is not leased, and worth an attempt for `wish`.
+    fn may_be_tried(&self, port: u16, wish: &Wish) -> bool {
+        let is_resting = || self.resting_until.contains_key(&port);
+        self.free.contains(port) || (wish.is_partial && is_resting())
+    }
+
+    /// Tries a port. Returns whether it is taken now; otherwise it rests.
     fn take_one(
         &mut self,
         port: u16,
+        wish: &Wish,
         now: Time,
         attempt: &mut dyn FnMut(u16) -> portpicker::Result<Attempt<K>>,
         taken: &mut Vec<(u16, K)>,
@@ -401,11 +422,16 @@ impl<K> Pool<K> {
         match attempt(port)? {
             Attempt::Leased(kept) => {
                 self.free.remove(port);
+                if let Some(until) = self.resting_until.remove(&port) {
+                    self.resting.remove(&(until, port));
+                }
                 taken.push((port, kept));
                 Ok(true)
             }
             Attempt::LeasedElsewhere | Attempt::Occupied | Attempt::Forbidden => {
-                self.rest(port, now);
+                if !wish.is_partial {
+                    self.rest(port, now);
+                }
                 Ok(false)
             }
         }
@@ -521,7 +547,7 @@ mod tests {
             count: 2,
             ports: ports.clone(),
             prefer: vec![6, 9],
-            contiguous: false,
+            ..Wish::default()
         };
         assert_eq!(
             pool.lease(&wish, &terms(1), NOW, &mut free).unwrap(),
@@ -535,6 +561,45 @@ mod tests {
         assert_eq!(pool.lease(&wish, &terms(1), NOW, &mut free).unwrap(), [4]);
         assert_eq!(pool.lease(&wish, &terms(1), NOW, &mut free).unwrap(), [5]);
         assert!(pool.lease(&wish, &terms(1), NOW, &mut free).is_err());
+    }
+
+    #[test]
+    fn a_port_that_rests_is_tried_for_a_wish_that_looks_at_less() {
+        let mut pool = pool("1-2");
+        let mut occupied = |_| Ok(Attempt::Occupied);
+        let whole = Wish {
+            count: 1,
+            ..Wish::default()
+        };
+        let partial = Wish {
+            is_partial: true,
+            ..whole.clone()
+        };
+        assert!(pool.lease(&partial, &terms(1), NOW, &mut occupied).is_err());
+        assert_eq!(
+            (pool.free(), pool.resting()),
+            (2, 0),
+            "it says nothing about the whole port"
+        );
+        assert!(pool.lease(&whole, &terms(1), NOW, &mut occupied).is_err());
+        assert_eq!((pool.free(), pool.resting()), (0, 2));
+        assert!(pool.lease(&whole, &terms(1), NOW, &mut free).is_err());
+        assert!(pool.lease(&partial, &terms(1), NOW, &mut free).is_ok());
+        let block = Wish {
+            count: 2,
+            contiguous: true,
+            ..partial
+        };
+        assert!(pool.lease(&block, &terms(1), NOW, &mut free).is_err());
+        pool.release(1).or_else(|| pool.release(2)).unwrap();
+        assert_eq!(
+            pool.lease(&block, &terms(1), NOW, &mut free).unwrap(),
+            [1, 2]
+        );
+        assert_eq!(
+            (pool.free(), pool.resting(), pool.next_rested()),
+            (0, 0, None)
+        );
     }
 
     #[test]

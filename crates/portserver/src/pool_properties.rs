@@ -39,6 +39,7 @@ fn wish() -> impl Strategy<Value = Wish> {
         |(count, contiguous, ports, prefer)| Wish {
             count,
             contiguous,
+            is_partial: false,
             // Parts of the pool, as the server makes sure.
             ports: ports.and_then(|ports| ports.intersection(&POOL.parse().unwrap())),
             prefer: prefer.into_iter().filter(|port| *port != 8).collect(),

@@ -274,6 +274,7 @@ impl Server {
         )?;
         let wish = Wish {
             contiguous: request.contiguous,
+            is_partial: request.only.is_some() || request.address.is_some(),
             ..wish
         };
         let scope = (request.only, request.address);
@@ -515,11 +516,18 @@ impl Server {
             .into_iter()
             .filter(|&port| pool.contains(port) && !is_excluded(port))
             .collect();
+        let most = allowed.as_ref().unwrap_or(pool).len() + prefer.len();
+        if count > most {
+            // No wait would help.
+            let message =
+                format!("{count} ports wanted, but the pool has no more than {most} of these");
+            return Err(Failure::new(Code::Exhausted, message));
+        }
         Ok(Wish {
             count,
-            contiguous: false,
             ports: allowed,
             prefer,
+            ..Wish::default()
         })
     }
 

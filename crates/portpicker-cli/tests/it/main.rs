@@ -18,7 +18,6 @@ mod support;
 
 /// The process with the library that other tests talk to.
 #[test]
-#[ignore = "run by other tests, in processes of its own"]
 fn worker() {
     portpicker_testing::worker::serve(|_, _| None);
 }

@@ -44,7 +44,6 @@ use portpicker_testing::{Binding, Local};
 
 /// The process that other tests talk to.
 #[test]
-#[ignore = "run by other tests, in processes of its own"]
 fn worker() {
     portpicker_testing::worker::serve(fork::command);
 }

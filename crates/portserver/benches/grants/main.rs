@@ -293,11 +293,8 @@ fn compare(is_quick: bool) {
     }
     for (other, contender) in contenders.iter().enumerate().skip(1) {
         print!("{:<16}", format!("/ {}", contender.label));
-        for column in 0..CLIENTS.len() {
-            let ratios = rates[0][column]
-                .iter()
-                .zip(&rates[other][column])
-                .map(|(a, b)| a / b);
+        for (ours, theirs) in rates[0].iter().zip(&rates[other]) {
+            let ratios = ours.iter().zip(theirs).map(|(a, b)| a / b);
             print!("{:>13.2}x", median(ratios.collect()));
         }
         println!();

@@ -48,7 +48,6 @@ const POLLS: bool = cfg!(portpicker_force = "poll");
 
 /// The process that other tests talk to: a client of the server, at `@server`.
 #[test]
-#[ignore = "run by other tests, in processes of its own"]
 fn worker() {
     portpicker_testing::worker::serve(|_, line| {
         let (command, argument) = line.split_once(' ').unwrap_or((line, ""));
