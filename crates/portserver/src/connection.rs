@@ -5,12 +5,13 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep_until, timeout, timeout_at};
 
 use crate::serve::Shared;
 use crate::server::{Client, Outcome, Server, Waiting};
-use crate::wire::{self, Code, Failure, MAX_LINE, MAX_ORIGINAL, Original, Parsed};
+use crate::wire::{self, Code, Failure, ListedLease, MAX_LINE, MAX_ORIGINAL, Original, Parsed};
 
 /// How long a client may take for the first byte, for the rest of a line, and to read an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -109,6 +110,7 @@ where
                         shared.changed.notify_one();
                         match outcome {
                             Outcome::Now(result) => result,
+                            Outcome::List => Ok(list(&shared.server).await),
                             Outcome::Later(waiting) => {
                                 let result = wait(stream, buffer, waiting, shared).await?;
                                 // The lease, made when another one ended, may have a time.
@@ -143,6 +145,24 @@ where
             return Ok(());
         }
     }
+}
+
+/// Returns all leases. Each one's name is read from `/proc`, so it pauses for others now and then.
+async fn list(server: &RefCell<Server>) -> Value {
+    const LEASES_AT_ONCE: usize = 32;
+    let mut leases: Vec<Value> = Vec::new();
+    let mut next = Some(0);
+    while let Some(first) = next {
+        let some: Vec<ListedLease> = server
+            .borrow()
+            .leases_from(first)
+            .take(LEASES_AT_ONCE)
+            .collect();
+        next = some.last().and_then(|lease| lease.port.checked_add(1));
+        leases.extend(some.into_iter().map(|lease| json!(lease)));
+        tokio::task::yield_now().await;
+    }
+    json!({ "leases": leases })
 }
 
 /// Returns the next line without its newline, or why there is none; `None` at the end.
@@ -202,7 +222,7 @@ async fn wait<S>(
     buffer: &mut Vec<u8>,
     waiting: Waiting,
     shared: &Shared,
-) -> io::Result<Option<Result<serde_json::Value, Failure>>>
+) -> io::Result<Option<Result<Value, Failure>>>
 where
     S: AsyncRead + Unpin,
 {

@@ -42,7 +42,21 @@ pub fn extended(bytes: &[u8]) {
     assert!(!line.contains(&b'\n'));
     let answer: Value = serde_json::from_slice(line).expect("an answer is JSON");
     assert_eq!(answer["ok"], is_ok);
-    assert_eq!(answer.get("id"), id.as_ref());
+    assert_eq!(answer.get("id").is_some(), id.is_some());
+    if !id.as_ref().is_some_and(has_float) {
+        assert_eq!(answer.get("id"), id.as_ref());
+    }
+}
+
+/// Tells whether there is a number in `value` that may lose its last bit: a float, or an integer of
+/// more than 64 bits.
+fn has_float(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => number.is_f64(),
+        Value::Array(values) => values.iter().any(has_float),
+        Value::Object(members) => members.values().any(has_float),
+        _ => false,
+    }
 }
 
 fn check(request: &Request) {

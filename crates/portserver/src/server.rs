@@ -74,6 +74,8 @@ impl Client {
 pub(crate) enum Outcome {
     Now(Result<Value, Failure>),
     Later(Waiting),
+    /// All leases, in so many steps that others are served meanwhile.
+    List,
 }
 
 /// A request that waits in the queue.
@@ -171,7 +173,7 @@ impl Server {
                 "versions": [crate::wire::VERSION],
             })),
             Request::Stats => Ok(json!(self.numbers())),
-            Request::List => Ok(json!({ "leases": self.listed_leases() })),
+            Request::List => return Outcome::List,
             Request::Renew { ports, owner, ttl } => self
                 .may_change(client, &ports, owner)
                 .map(|()| self.renew(&ports, ttl)),
@@ -618,10 +620,6 @@ impl Server {
             client_errors: self.stats.client_errors,
             uptime: self.started.elapsed().as_secs_f64(),
         }
-    }
-
-    pub(crate) fn listed_leases(&self) -> Vec<ListedLease> {
-        self.leases_from(0).collect()
     }
 
     /// Returns the leases of `first` and the ports above it, ascending.

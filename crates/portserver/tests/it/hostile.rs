@@ -11,7 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::client::{Client, lease};
 use crate::server::TestServer;
-use crate::{LONG, number};
+use crate::{LONG, number, report};
 
 /// How long the server waits for a client that says nothing.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -52,7 +52,6 @@ fn wait_for_clients(server: &TestServer, count: u64) {
         if stats["clients"] == count + 1 {
             return;
         }
-        println!("{stats}");
         assert!(Instant::now() < end, "{stats}");
     }
 }
@@ -72,7 +71,9 @@ fn thousands_of_silent_clients_cost_little_and_are_closed() {
         wait_for_clients(&server, silent as u64);
         let each = (server.resident() - before) as f64 / silent as f64;
         let slowest = slowest_of_others(&server);
-        println!("{silent} silent clients: {each:.1} KiB each; slowest of others {slowest:?}");
+        report(&format!(
+            "{silent} silent clients: {each:.1} KiB each; slowest of others {slowest:?}"
+        ));
         assert!(each < 8.0, "{each} KiB each");
         assert!(slowest < PROMPT, "{slowest:?}");
 
@@ -140,7 +141,7 @@ fn a_hundred_megabytes_without_a_newline_are_not_read() {
             });
         }
         let more = server.resident().saturating_sub(before);
-        println!("40 × 100 MB without a newline: {more} KiB more");
+        report(&format!("40 × 100 MB without a newline: {more} KiB more"));
         assert!(more < 8 * 1024, "{more} KiB");
     });
 }
@@ -159,7 +160,7 @@ fn lines_that_do_not_end_cost_no_more_than_the_longest_line() {
         }
         assert!(slowest_of_others(&server) < PROMPT);
         let each = server.resident().saturating_sub(before) / CLIENTS;
-        println!("a line that does not end: {each} KiB");
+        report(&format!("a line that does not end: {each} KiB"));
         assert!(each < 200, "{each} KiB");
         for client in &mut clients {
             assert_eq!(client.end(), b"");
@@ -174,7 +175,7 @@ fn random_bytes_are_answered_or_not_and_change_nothing() {
         slowest_of_others(&server);
         let before = server.resident();
         let seed = number("PORTPICKER_SEED", process::id() as usize) as u64;
-        println!("PORTPICKER_SEED={seed}");
+        report(&format!("PORTPICKER_SEED={seed}"));
         let mut state = seed;
         let mut random = move |end: usize| {
             state = state
@@ -267,7 +268,7 @@ fn the_most_expensive_requests_do_not_keep_others_waiting() {
             let mut client = server.connect();
             let started = Instant::now();
             client.tell(&lease(&members));
-            println!("{what}: {:?}", started.elapsed());
+            report(&format!("{what}: {:?}", started.elapsed()));
             assert!(
                 started.elapsed() < 2 * PROMPT,
                 "{what}: {:?}",

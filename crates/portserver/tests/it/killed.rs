@@ -11,7 +11,7 @@ use portpicker_testing::in_network_namespace;
 
 use crate::client::{Client, Owner, ask, lease, port, ports};
 use crate::server::{Setup, TestServer};
-use crate::{LONG, number};
+use crate::{LONG, number, report};
 
 /// How many ports there are, and how many of them the clients have at most: all but a few.
 const PORTS: usize = 60;
@@ -128,7 +128,7 @@ fn a_server_killed_200_times_under_load_loses_no_port_and_grants_none_twice() {
     in_network_namespace(|| {
         let kills = number("PORTPICKER_KILLS", 200);
         let seed = number("PORTPICKER_SEED", std::process::id() as usize);
-        println!("PORTPICKER_SEED={seed}");
+        report(&format!("PORTPICKER_SEED={seed}"));
         let mut random = Random(seed as u64);
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("state");
@@ -159,7 +159,7 @@ fn a_server_killed_200_times_under_load_loses_no_port_and_grants_none_twice() {
             }
             drop(over);
         });
-        println!("{living:?}");
+        report(&format!("{living:?}"));
         assert!(living.grants.load(Relaxed) >= kills);
 
         // All owners are gone, whoever of the servers granted what.

@@ -87,6 +87,23 @@ fn assert_all_different(ports: &[u16]) {
     assert_eq!(different.len(), ports.len(), "{ports:?}");
 }
 
+/// Notes a figure: in what is shown if the test fails, and in the file that `PORTPICKER_FIGURES`
+/// names.
+#[expect(clippy::print_stdout, reason = "libtest shows it when it matters")]
+fn report(line: &str) {
+    use std::io::Write;
+    println!("{line}");
+    if let Some(path) = std::env::var_os("PORTPICKER_FIGURES") {
+        let file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path);
+        file.unwrap()
+            .write_all(format!("{line}\n").as_bytes())
+            .unwrap();
+    }
+}
+
 /// Returns the number in the environment variable `name`: how long a test goes on, for example.
 fn number(name: &str, default: usize) -> usize {
     std::env::var(name).map_or(default, |text| text.parse().expect("it is a number"))

@@ -31,8 +31,9 @@ fn number(answer: Result<String, String>) -> u32 {
 
 /// Returns the numbers of the process that owns `port`: here, and in each namespace below.
 fn owners_numbers(server: &TestServer, port: &str) -> Vec<u32> {
+    let port: u16 = port.parse().unwrap();
     let list = server.list();
-    let lease = list.iter().find(|lease| lease["port"].to_string() == port);
+    let lease = list.iter().find(|lease| lease["port"] == port);
     let pid = &lease.unwrap()["pid"];
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));

@@ -21,8 +21,10 @@ enum Result {
     ClientError,
 }
 
-/// How a client sends its request.
-const WAYS: [(&str, fn(&mut Client, &[u8])); 4] = [
+/// How a client sends its request, and what that is called.
+type Way = (&'static str, fn(&mut Client, &[u8]));
+
+const WAYS: [Way; 4] = [
     ("at once", |client, bytes| {
         client.send(bytes);
     }),
