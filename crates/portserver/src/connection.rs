@@ -30,16 +30,17 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut buffer = Vec::with_capacity(64);
-    let first = timeout(PATIENCE, stream.read_buf(&mut buffer)).await;
+    let speaks = timeout(PATIENCE, stream.read_buf(&mut buffer));
+    let first = shared.silent.unless_closed(speaks).await;
     let started = Instant::now();
     let _ended = match (first, buffer.first()) {
-        (Ok(Ok(_)), Some(b'{')) => {
+        (Some(Ok(Ok(_))), Some(b'{')) => {
             extended(&mut stream, &mut client, &mut buffer, &shared, started).await
         }
-        (Ok(Ok(_)), _) => {
+        (Some(Ok(Ok(_))), _) => {
             original(&mut stream, &client, &mut buffer, &shared.server, started).await
         }
-        // Silent for too long, or gone: nobody is there to be told.
+        // Silent for too long, in the way of others, or gone: nobody is there to be told.
         _ => Ok(()),
     };
     shared.server.borrow_mut().disconnect(client);

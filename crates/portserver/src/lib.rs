@@ -15,6 +15,7 @@
 //! | `state`      | what is remembered for the next server?                          |
 //! | `wire`       | what crosses the socket? texts, without I/O                      |
 //! | `server`     | what does a request do?                                         |
+//! | `silent`     | who goes first when there is no room?                             |
 //! | `connection` | which protocol, and how long may a client take?                  |
 //! | `listen`     | where are clients awaited?                                      |
 //! | `metrics`    | what does an operator want to know?                             |
@@ -37,6 +38,7 @@ mod pool;
 mod proc;
 mod serve;
 mod server;
+mod silent;
 mod state;
 mod stats;
 mod wire;

@@ -15,7 +15,7 @@ use rustix::process::{Resource, getrlimit};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::task::{LocalSet, spawn_local};
 use tracing::{error, info, warn};
 
@@ -24,6 +24,7 @@ use crate::http;
 use crate::listen::{Access, Address, Inherited, Listener, SocketFile, listen};
 use crate::peer::Peer;
 use crate::server::{Client, Server};
+use crate::silent::Silent;
 use crate::state::StateFile;
 
 /// The most connections at one time, if there are descriptors for four times as many.
@@ -160,9 +161,23 @@ pub(crate) struct Shared {
     pub(crate) server: RefCell<Server>,
     /// Something may be due earlier than it was.
     pub(crate) changed: Notify,
+    /// The connections that have said nothing yet.
+    pub(crate) silent: Silent,
     room: Semaphore,
     /// Whether the last attempt to accept a connection has failed.
     cannot_accept: Cell<bool>,
+}
+
+impl Shared {
+    /// Waits until there is room for one more connection.
+    ///
+    /// Thousands of clients that say nothing must not keep others out until their time is over.
+    async fn make_room(&self) -> SemaphorePermit<'_> {
+        if self.room.available_permits() == 0 {
+            self.silent.close_oldest();
+        }
+        self.room.acquire().await.expect("it is never closed")
+    }
 }
 
 /// Runs a server until SIGINT or SIGTERM.
@@ -228,6 +243,7 @@ async fn run(options: Options, ready: impl FnOnce()) -> Result<Legacy, Error> {
     let shared = Rc::new(Shared {
         server: RefCell::new(server),
         changed: Notify::new(),
+        silent: Silent::default(),
         room: Semaphore::new(max_clients),
         cannot_accept: Cell::new(false),
     });
@@ -277,7 +293,7 @@ fn start(listener: Listener, shared: &Rc<Shared>) -> io::Result<Option<SocketFil
             let listener = tokio::net::UnixListener::from_std(listener)?;
             spawn_local(async move {
                 loop {
-                    let room = shared.room.acquire().await.expect("it is never closed");
+                    let room = shared.make_room().await;
                     match listener.accept().await {
                         Ok((stream, _)) => {
                             room.forget();
@@ -303,7 +319,7 @@ fn start(listener: Listener, shared: &Rc<Shared>) -> io::Result<Option<SocketFil
             let listener = tokio::net::TcpListener::from_std(listener)?;
             spawn_local(async move {
                 loop {
-                    let room = shared.room.acquire().await.expect("it is never closed");
+                    let room = shared.make_room().await;
                     match listener.accept().await {
                         Ok((stream, _)) => {
                             room.forget();

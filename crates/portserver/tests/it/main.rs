@@ -15,8 +15,8 @@
 //! | `at_once.rs`    | two servers and many processes: the same number twice?                    |
 //! | `memory.rs`     | what do many leases cost?                                                 |
 //!
-//! The server is `examples/serve.rs`, which `cargo test` builds; `cargo test --test it` does not
-//! without `--examples`. Every test has a network namespace, and with it all ports and all names, to
+//! The server is `examples/serve.rs`. `cargo test` builds it, unless it is told a test or its name: then
+//! `cargo build --examples` first. Every test has a network namespace, all its ports and names, to
 //! itself.
 #![expect(
     clippy::unwrap_used,
