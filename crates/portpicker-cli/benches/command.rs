@@ -1,4 +1,4 @@
-//! What does the command cost, beside `true`?
+//! What does the command cost, beside `true`, and its keeper, in memory?
 //!
 //! Both are started again and again by turns, in the same run, so that whatever else the machine
 //! does falls on both. `cargo bench -p portpicker-cli --bench command`; with `--quick`, a few rounds
@@ -9,6 +9,7 @@
     reason = "a benchmark that cannot run says why and ends"
 )]
 
+use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,7 @@ fn main() {
             times.push(time(program, arguments));
         }
     }
+    let keeper = keeper_memory(portpicker, &pid);
     owner.kill().unwrap();
     owner.wait().unwrap();
 
@@ -54,6 +56,49 @@ fn main() {
             median(ratios)
         );
     }
+    println!("private memory of a keeper of 10 ports: {keeper} KiB");
+    assert!(
+        keeper < 1024,
+        "a keeper has less than a mebibyte of its own"
+    );
+}
+
+/// Returns how much memory a keeper has that it shares with nobody, in KiB.
+fn keeper_memory(portpicker: &str, owner: &str) -> u64 {
+    let output = Command::new(portpicker)
+        .args([
+            "pick",
+            "--no-server",
+            "--json",
+            "-n",
+            "10",
+            "--owner",
+            owner,
+        ])
+        .output()
+        .unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let keeper = json["keeper"].as_u64().unwrap();
+    // Going to `/` is the last thing that it does before it waits.
+    while fs::read_link(format!("/proc/{keeper}/cwd"))
+        .unwrap()
+        .as_os_str()
+        != "/"
+    {
+        std::thread::yield_now();
+    }
+    fs::read_to_string(format!("/proc/{keeper}/smaps_rollup"))
+        .unwrap()
+        .lines()
+        .filter(|line| line.starts_with("Private_Clean:") || line.starts_with("Private_Dirty:"))
+        .map(|line| {
+            line.split_whitespace()
+                .nth(1)
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+        })
+        .sum()
 }
 
 fn time(program: &str, arguments: &[&str]) -> Duration {

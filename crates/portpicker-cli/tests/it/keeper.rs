@@ -138,28 +138,6 @@ fn an_interrupt_from_the_terminal_does_not_reach_the_keeper() {
 }
 
 #[test]
-fn the_keeper_needs_less_than_a_mebibyte_of_its_own() {
-    let owner = Owner::start();
-    let keeper = pick(&owner, &["-n", "10"]).keeper.unwrap();
-    settle(keeper);
-    let rollup = fs::read_to_string(format!("/proc/{keeper}/smaps_rollup")).unwrap();
-    let private: u64 = rollup
-        .lines()
-        .filter(|line| line.starts_with("Private_Clean") || line.starts_with("Private_Dirty"))
-        .map(|line| {
-            line.split_whitespace()
-                .nth(1)
-                .unwrap()
-                .parse::<u64>()
-                .unwrap()
-        })
-        .sum();
-    // Without optimization the program is several times as large, and so are its pages.
-    let limit = if cfg!(debug_assertions) { 4096 } else { 1024 };
-    assert!(private < limit, "{private} KiB");
-}
-
-#[test]
 fn numbers_that_nobody_has_read_are_not_kept() {
     let owner = Owner::start();
     let port = portpicker::Picker::new()
