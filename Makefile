@@ -37,7 +37,7 @@ fallback-%:
 
 # That they run, not what they measure.
 benches:
-	cargo bench --workspace --benches -- --quick
+	cargo bench --workspace --bench '*' -- --quick
 
 # A while of random bytes for everything that reads foreign ones.
 fuzz:
@@ -53,7 +53,7 @@ command:
 
 # What they measure: on an idle machine.
 bench:
-	cargo bench --workspace --benches
+	cargo bench --workspace --bench '*'
 
 clean:
 	cargo clean
