@@ -6,7 +6,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use socket2::{Domain, SockRef, Type};
 
 use crate::error::{Error, Result};
-use crate::sys::exclusive::set_exclusive;
+use crate::sys::exclusive::{has_reuse_port, set_exclusive};
 
 /// Binds `socket` to a port of `host` that nobody else uses, and returns the port.
 ///
@@ -80,9 +80,7 @@ fn bind_unshared(socket: &SockRef<'_>, address: SocketAddr) -> Result<u16> {
                 reason: "the TCP socket has SO_REUSEADDR set: others could share its port",
             });
         }
-        // Not every system has the option.
-        #[cfg(unix)]
-        if socket.reuse_port().unwrap_or(false) {
+        if has_reuse_port(socket) {
             return Err(Error::UnfitSocket {
                 reason: "the TCP socket has SO_REUSEPORT set: others could share its port",
             });

@@ -1,6 +1,6 @@
-//! `SO_EXCLUSIVEADDRUSE`: on Windows, nobody else may bind the address while the socket has it.
+//! Who else may bind a socket's address: `SO_EXCLUSIVEADDRUSE` on Windows, `SO_REUSEPORT` elsewhere.
 //!
-//! Without the option, a socket with `SO_REUSEADDR` takes over a port in use there. Elsewhere
+//! On Windows, without the former, a socket with `SO_REUSEADDR` takes over a port in use there. Elsewhere
 //! that is what a bind without options does, and there is nothing to set.
 #![cfg_attr(
     windows,
@@ -38,4 +38,16 @@ pub(crate) fn set_exclusive(socket: &SockRef<'_>) -> io::Result<()> {
 #[cfg(not(windows))]
 pub(crate) fn set_exclusive(_socket: &SockRef<'_>) -> io::Result<()> {
     Ok(())
+}
+
+/// Tells whether others that set SO_REUSEPORT may share the socket's port.
+#[cfg(unix)]
+pub(crate) fn has_reuse_port(socket: &SockRef<'_>) -> bool {
+    // Not every system has the option; without it, nobody can share.
+    socket.reuse_port().unwrap_or(false)
+}
+
+#[cfg(not(unix))]
+pub(crate) fn has_reuse_port(_socket: &SockRef<'_>) -> bool {
+    false
 }

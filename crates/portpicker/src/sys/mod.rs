@@ -7,7 +7,7 @@
 //! | -------------------- | -------------------------------------------------- | ------------------- |
 //! | `abstract_socket.rs` | a lock: a name in [unix(7)]'s abstract namespace   | Linux               |
 //! | `lock_file.rs`       | a lock: [flock(2)] on a file for each port         | everywhere          |
-//! | `exclusive.rs`       | `SO_EXCLUSIVEADDRUSE`                              | Windows             |
+//! | `exclusive.rs`       | `SO_EXCLUSIVEADDRUSE` or `SO_REUSEPORT`            | Windows or Unix     |
 //! | `fork.rs`            | one value for each process, fresh after a fork     | everywhere          |
 //! | `kernel_ports.rs`    | the kernel's own port ranges, from [proc(5)]       | Linux               |
 //! | `pidfd.rs`           | a process: [pidfd_open(2)], readable on exit       | Linux 5.3 and later |
