@@ -1,7 +1,6 @@
 //! One attempt at one port: lock first, then probe.
 
 use std::net::IpAddr;
-#[cfg(unix)]
 use std::os::fd::OwnedFd;
 
 use crate::error::{Error, Result};
@@ -135,7 +134,6 @@ impl Attempts {
     /// assert_eq!(lease.port(), port);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    #[cfg(unix)]
     pub fn adopt_descriptor(&mut self, port: u16, descriptor: OwnedFd) -> Result<Option<Lease>> {
         match self.locker.adopt(port, descriptor) {
             Ok(lock) => Ok(lock.map(|lock| Lease::new(port, Keeping::Lock(lock)))),
