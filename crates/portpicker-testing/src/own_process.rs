@@ -104,8 +104,12 @@ impl OwnProcess {
         } else {
             Vec::new()
         };
-        let (status, output) = self.start_again(name, &wrapper);
-        for (_, line) in output
+        let Ended {
+            status,
+            stdout,
+            stderr,
+        } = self.start_again(name, &wrapper);
+        for (_, line) in stderr
             .lines()
             .filter_map(|line| line.split_once("skipped: "))
         {
@@ -115,30 +119,44 @@ impl OwnProcess {
         }
         // A name that is not a test's would run nothing, successfully.
         let has_passed = status.is_some_and(|status| status.success())
-            && output.contains("test result: ok. 1 passed");
+            && stdout.contains("test result: ok. 1 passed");
         assert!(
             has_passed,
-            "`{name}` failed in its own process ({}):\n{output}",
+            "`{name}` failed in its own process ({}):\n{stdout}{stderr}",
             status.map_or("it did not end in time".into(), |status| status.to_string())
         );
     }
 
-    fn start_again(&self, name: &str, wrapper: &[&str]) -> (Option<ExitStatus>, String) {
-        let mut output = tempfile::tempfile().expect("a temporary file can be made");
-        let copy = || Stdio::from(output.try_clone().expect("a descriptor can be copied"));
+    fn start_again(&self, name: &str, wrapper: &[&str]) -> Ended {
+        // Apart, so that what a child complains of does not stand in the middle of a result.
+        let [mut stdout, mut stderr] =
+            [(); 2].map(|()| tempfile::tempfile().expect("a temporary file can be made"));
+        let copy = |file: &File| Stdio::from(file.try_clone().expect("a descriptor can be copied"));
         let mut child = command(wrapper)
             .args(["--exact", name])
             .args(["--nocapture", "--test-threads=1"])
             .env(INSIDE, name)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
-            .stdout(copy())
-            .stderr(copy())
+            .stdout(copy(&stdout))
+            .stderr(copy(&stderr))
             .spawn()
             .expect("the test binary can be started again");
         let status = wait(&mut child);
-        (status, read_from_start(&mut output))
+        Ended {
+            status,
+            stdout: read_from_start(&mut stdout),
+            stderr: read_from_start(&mut stderr),
+        }
     }
+}
+
+/// How a test ended in its own process.
+struct Ended {
+    /// `None` if it did not in time.
+    status: Option<ExitStatus>,
+    stdout: String,
+    stderr: String,
 }
 
 /// Returns the command that starts this test binary again, with a plain environment.
