@@ -21,7 +21,7 @@ pub(crate) type Time = Duration;
 pub(crate) struct OwnerId(pub(crate) u64);
 
 /// For how long a port rests that was occupied for the first time; twice as long each next time.
-const FIRST_REST: Duration = Duration::from_millis(250);
+pub(crate) const FIRST_REST: Duration = Duration::from_millis(250);
 
 /// The longest that a port rests.
 const LONGEST_REST: Duration = Duration::from_secs(30);

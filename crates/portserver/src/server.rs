@@ -19,7 +19,7 @@ use self::refusal::{chain, denied, exhausted, failed, stopping};
 use crate::ahead::Ahead;
 use crate::owners::Owners;
 use crate::peer::{Denied, Peer, Process};
-use crate::pool::{Lease, OwnerId, Pool, Refusal, Terms, Time, Wish};
+use crate::pool::{FIRST_REST, Lease, OwnerId, Pool, Refusal, Terms, Time, Wish};
 use crate::proc;
 use crate::state::{StateFile, seconds};
 use crate::stats::Stats;
@@ -577,13 +577,26 @@ impl Server {
 
         // A port that has rested matters only to those who wait.
         let rested = self.pool.next_rested().filter(|_| !self.waiting.is_empty());
+        // For those who look at less than a whole port, ports do not rest.
+        let is_partial = |waiter: &Waiter| waiter.wish.is_partial;
+        let retry = self
+            .waiting
+            .iter()
+            .any(is_partial)
+            .then(|| time + FIRST_REST);
         let polling = self.owners.must_be_polled().then(|| time + POLL_INTERVAL);
-        [self.pool.next_expiry(), rested, self.state_retry, polling]
-            .into_iter()
-            .flatten()
-            .min()
-            // Never zero: time is given in whole steps, and may just not have come.
-            .map(|at| at.saturating_sub(now()).max(Duration::from_millis(1)))
+        [
+            self.pool.next_expiry(),
+            rested,
+            retry,
+            self.state_retry,
+            polling,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        // Never zero: time is given in whole steps, and may just not have come.
+        .map(|at| at.saturating_sub(now()).max(Duration::from_millis(1)))
     }
 
     fn after_end(&mut self, ended: Vec<(u16, Lease<Lock>)>) {

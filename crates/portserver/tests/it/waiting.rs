@@ -26,6 +26,15 @@ fn wait_for_waiting(server: &TestServer, count: u64) {
     }
 }
 
+/// Waits until the server has done what earlier requests gave it to do.
+fn wait_until_asleep(server: &TestServer) {
+    let stat = format!("/proc/{}/stat", server.pid());
+    let end = Instant::now() + LONG;
+    while !std::fs::read_to_string(&stat).unwrap().contains(") S ") {
+        assert!(Instant::now() < end);
+    }
+}
+
 /// Leases ports to a connection: they come back when it is dropped.
 fn hold(server: &TestServer, members: &str) -> Client {
     let mut client = server.connect();
@@ -90,6 +99,26 @@ fn who_waits_for_some_ports_is_not_in_the_way_of_who_wants_others() {
         assert_eq!(ports(&any.answer()), [20_001]);
         drop(held);
         assert_eq!(ports(&waiting.answer()), [20_000]);
+    });
+}
+
+/// Nobody tells the server that a stranger has closed a socket, and here nobody else asks it anything.
+#[test]
+fn a_port_that_a_stranger_lets_go_of_is_seen_for_any_wish() {
+    in_network_namespace(|| {
+        let server = TestServer::start("20000");
+        for scope in ["", r#","only":"tcp""#, r#","address":"127.0.0.1""#] {
+            let stranger = std::net::TcpListener::bind("127.0.0.1:20000").unwrap();
+            let mut waiting = wait_with(&server, &format!("{FOR_LONG}{scope}"));
+            wait_until_asleep(&server);
+            drop(stranger);
+            assert_eq!(ports(&waiting.answer()), [20_000], "{scope}");
+            drop(waiting);
+            let end = Instant::now() + LONG;
+            while server.count("leased") != 0 {
+                assert!(Instant::now() < end);
+            }
+        }
     });
 }
 
