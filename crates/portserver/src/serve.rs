@@ -291,46 +291,47 @@ fn start(listener: Listener, shared: &Rc<Shared>) -> io::Result<Option<SocketFil
         Listener::Unix { listener, path } => {
             listener.set_nonblocking(true)?;
             let listener = tokio::net::UnixListener::from_std(listener)?;
-            spawn_local(async move {
-                loop {
-                    let room = shared.make_room().await;
-                    match listener.accept().await {
-                        Ok((stream, _)) => {
-                            room.forget();
-                            shared.cannot_accept.set(false);
-                            match Peer::of(&stream) {
-                                Ok(peer) => {
-                                    spawn_local(attend(stream, peer, Rc::clone(&shared)));
-                                }
-                                Err(err) => {
-                                    shared.room.add_permits(1);
-                                    warn!("cannot tell who has connected: {err}");
-                                }
-                            }
-                        }
-                        Err(err) => accept_failed(&err, &shared).await,
-                    }
-                }
-            });
+            spawn_local(accept(shared, async move || {
+                let (stream, _) = listener.accept().await?;
+                let peer = Peer::of(&stream);
+                Ok((stream, peer))
+            }));
             Ok(path)
         }
         Listener::Tcp(listener) => {
             listener.set_nonblocking(true)?;
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            spawn_local(async move {
-                loop {
-                    let room = shared.make_room().await;
-                    match listener.accept().await {
-                        Ok((stream, _)) => {
-                            room.forget();
-                            shared.cannot_accept.set(false);
-                            spawn_local(attend(stream, Peer::Unknown, Rc::clone(&shared)));
-                        }
-                        Err(err) => accept_failed(&err, &shared).await,
-                    }
-                }
-            });
+            spawn_local(accept(shared, async move || {
+                let (stream, _) = listener.accept().await?;
+                Ok((stream, Ok(Peer::Unknown)))
+            }));
             Ok(None)
+        }
+    }
+}
+
+/// Attends to each connection that `next` accepts, as far as there is room.
+async fn accept<S>(shared: Rc<Shared>, next: impl AsyncFn() -> io::Result<(S, io::Result<Peer>)>)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+{
+    loop {
+        let room = shared.make_room().await;
+        let (stream, peer) = match next().await {
+            Ok(accepted) => accepted,
+            Err(err) => {
+                accept_failed(&err, &shared).await;
+                continue;
+            }
+        };
+        shared.cannot_accept.set(false);
+        match peer {
+            Ok(peer) => {
+                // `attend` gives it back.
+                room.forget();
+                spawn_local(attend(stream, peer, Rc::clone(&shared)));
+            }
+            Err(err) => warn!("cannot tell who has connected: {err}"),
         }
     }
 }
