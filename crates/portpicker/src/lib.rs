@@ -76,7 +76,7 @@ pub use hold::Hold;
 pub use lease::Lease;
 pub use owned::{
     add_reserved_port, find_unused_port, is_port_free, pick_unused_port, pick_unused_ports,
-    return_port,
+    probe_port, return_port,
 };
 pub use picker::{Picker, Server};
 pub use port_set::{ParsePortSetError, PortSet};

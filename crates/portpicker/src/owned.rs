@@ -267,10 +267,28 @@ pub fn is_port_free(port: u16) -> Result<bool> {
             Err(source) => return Err(Error::Lock { port, source }),
         }
     }
-    Ok(matches!(
-        Prober::new(Scope::default()).probe(port)?,
-        Answer::Free(_)
-    ))
+    probe_port(port)
+}
+
+/// Tells whether `port` is unused on TCP and UDP, IPv4 and IPv6, whoever has leased it.
+///
+/// Promise 1, *unused*. For a port that the caller knows to be its own, though this library does
+/// not: from an environment variable, for example. A probe is a bind of a moment, which may make
+/// another's fail; [`is_port_free`] does not do that to the owner of a lease.
+///
+/// # Errors
+///
+/// [`Error::Socket`] if the system fails, for lack of descriptors for example.
+///
+/// # Example
+///
+/// ```
+/// let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+/// assert!(!portpicker::probe_port(listener.local_addr()?.port())?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn probe_port(port: u16) -> Result<bool> {
+    Ok(port != 0 && matches!(Prober::new(Scope::default()).probe(port)?, Answer::Free(_)))
 }
 
 /// Picks a port that is unused for one family and transport, and stays this process's.

@@ -1,0 +1,443 @@
+"""Unused network ports that stay unused: for tests, scripts, and servers.
+
+    import portpicker
+
+    port = portpicker.pick_unused_port()        # until this process exits
+
+    with portpicker.lease() as lease:           # for the time of a block
+        start_server(lease.port)
+
+    with portpicker.hold() as hold:             # nobody else can bind it
+        listener = hold.listen()                # a socket.socket
+
+The numbers are unused on TCP and UDP, IPv4 and IPv6. Each function says which of these it promises;
+each includes the one before:
+
+1. *unused*: a probe said so, a moment ago.
+2. *leased*: nobody on this host who picks with portpicker, in whatever language, is given the port
+   until its owner ends; and the kernel gives it to nobody by itself.
+3. *held*: nobody at all can bind it.
+
+The functions up to `add_reserved_port`, their module state, and the names in capitals are those of
+Google's portpicker 1.6.0, and may be patched as there. `docs/compatibility.md` says what differs.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+from portpicker._portpicker import (
+    Hold,
+    Lease,
+    NoFreePortFoundError,
+    PortServerError,
+    __version__,
+)
+from portpicker import _portpicker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from ipaddress import IPv4Address, IPv6Address
+    from typing import Literal, TypedDict, Union
+
+    from typing_extensions import Unpack
+
+    class Options(TypedDict, total=False):
+        """What a pick may be asked for; see `lease`."""
+
+        pid: int | None
+        portserver_address: str | Literal[False] | None
+        ports: str | int | Iterable[int] | None
+        exclude: str | int | Iterable[int] | None
+        prefer: int | Iterable[int] | None
+        transport: Literal["tcp", "udp"] | None
+        address: str | IPv4Address | IPv6Address | None
+        wait: float | None
+        server_timeout: float | None
+        tag: str | None
+
+
+__all__ = [
+    "Bind",
+    "GetPortFromPortServer",
+    "Hold",
+    "IsPortFree",
+    "Lease",
+    "NoFreePortFoundError",
+    "PickUnusedPort",
+    "PortServerError",
+    "add_reserved_port",
+    "bind",
+    "bind_port",
+    "find_unused_port",
+    "get_port_from_port_server",
+    "hold",
+    "holds",
+    "is_port_free",
+    "lease",
+    "leases",
+    "pick_unused_port",
+    "pick_unused_ports",
+    "return_port",
+]
+
+# Callers clear these sets, look into them, and put ports of their own there. So they are all that
+# decides which port is picked next; `_leases` only keeps what some of the ports are leased by.
+
+#: Ports that may be given out before all others.
+_free_ports: set[int] = set()
+
+#: Ports from a port server, or reserved, that may be returned.
+_owned_ports: set[int] = set()
+
+#: Ports picked without a server, that may be returned.
+_random_ports: set[int] = set()
+
+# Where it is not None, callers' tests take the system for Windows.
+_winapi = None
+
+#: What keeps a port for this process, if that is this process.
+_leases: dict[int, Lease] = {}
+
+#: Ports that were the parent's when this process was forked, and whose locks it shares.
+_parents_ports: frozenset[int] = frozenset()
+
+# Looked up once: the module is looked at while the interpreter shuts down, too.
+_modules = sys.modules
+
+
+def pick_unused_port(
+    pid: int | None = None,
+    portserver_address: str | Literal[False] | None = None,
+    **options: Unpack[Options],
+) -> int:
+    """Pick a port that stays this process's until it ends or calls `return_port`.
+
+    Promise 2, *leased*. In this order: a port that was returned or reserved in this process; the
+    port server at `portserver_address`; the one in `PORTSERVER_ADDRESS`, read at each call; none. A
+    server that fails is named on stderr, and the next way is tried.
+
+    Args:
+        pid: the process that a port server is to lease the port to. This one by default. Without a
+            server, the port is always this process's.
+        portserver_address: a path, or a name in the abstract namespace after an `@`. `None` and
+            `""` mean no server but the one in the environment.
+        options: as for `lease`. With any of them, returned and reserved ports are passed over, and
+            a server at `portserver_address` is the only way.
+
+    Returns:
+        A port that is unused on TCP and UDP, IPv4 and IPv6.
+
+    Raises:
+        NoFreePortFoundError: no port could be had.
+        OSError: the system failed: too many open files, for example. Each port that is picked
+            without a server takes a descriptor.
+    """
+    if options:
+        return pick_unused_ports(1, pid=pid, portserver_address=portserver_address, **options)[0]
+    if _free_ports:
+        port = _take_free_port()
+        if port is not None:
+            return port
+    if portserver_address:
+        port = get_port_from_port_server(portserver_address, pid=pid)
+        if port:
+            return port
+    if "PORTSERVER_ADDRESS" in os.environ:
+        port = get_port_from_port_server(os.environ["PORTSERVER_ADDRESS"], pid=pid)
+        if port:
+            return port
+    return _pick_unused_port_without_server()
+
+
+def _pick_unused_port_without_server() -> int:
+    lease = _portpicker.lease_locally()
+    port = lease.port
+    _leases[port] = lease
+    _random_ports.add(port)
+    return port
+
+
+def _take_free_port() -> int | None:
+    """Take a port that was returned or reserved, and is not in use."""
+    in_use = []
+    try:
+        while True:
+            # Popped before it is looked at: threads pick side by side.
+            port = _free_ports.pop()
+            if _portpicker.probe(port):
+                _owned_ports.add(port)
+                return port
+            in_use.append(port)
+    except KeyError:
+        return None
+    finally:
+        _free_ports.update(in_use)
+
+
+def pick_unused_ports(count: int, **options: Unpack[Options]) -> list[int]:
+    """Pick `count` ports, all or none. See `pick_unused_port`, and `lease` for the options."""
+    ports = []
+    for lease in leases(count, **options):
+        port = lease.port
+        _leases[port] = lease
+        (_owned_ports if lease.server else _random_ports).add(port)
+        ports.append(port)
+    return ports
+
+
+def get_port_from_port_server(
+    portserver_address: str | None, pid: int | None = None
+) -> int | None:
+    """Ask a port server for a port, by the original protocol.
+
+    Promise 2, *leased*, as far as that server's pool goes. What goes wrong is said on stderr.
+
+    Args:
+        portserver_address: a path, or a name in the abstract namespace after an `@`.
+        pid: the process that is to own the port; this one by default.
+
+    Returns:
+        The port, or `None` if there is no server or it granted none.
+    """
+    if not portserver_address:
+        return None
+    if pid is None:
+        pid = os.getpid()
+    if portserver_address[0] == "@":
+        portserver_address = "\0" + portserver_address[1:]
+    try:
+        # Python's own sockets, because callers' tests put others in their place.
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            server.connect(portserver_address)
+            server.sendall(b"%d\n" % pid)
+            answer = server.recv(1024)
+        finally:
+            server.close()
+    except OSError as error:
+        print("Socket error when connecting to portserver:", error, file=sys.stderr)
+        return None
+    try:
+        port = int(answer.split(b"\n")[0])
+    except ValueError:
+        port = 0
+    if not 0 < port < 65536:
+        print("Portserver failed to find a port.", file=sys.stderr)
+        return None
+    _owned_ports.add(port)
+    return port
+
+
+def bind(port: int, socket_type: int, socket_proto: int) -> int | None:
+    """Tell whether `port` is unused for one transport, on all addresses of IPv4 and IPv6.
+
+    Promise 1, *unused*. It is a bind of a moment, which may make another's fail: ask about others'
+    ports with `is_port_free`.
+
+    Args:
+        port: the port, or 0 to let the kernel choose one.
+        socket_type: such as `socket.SOCK_STREAM`.
+        socket_proto: such as `socket.IPPROTO_TCP`.
+
+    Returns:
+        The port, or `None` if it is in use.
+    """
+    try:
+        probe = socket.socket(socket.AF_INET6, socket_type, socket_proto)
+    except OSError:
+        # A kernel without IPv6.
+        try:
+            probe = socket.socket(socket.AF_INET, socket_type, socket_proto)
+        except OSError:
+            return None
+    with probe:
+        # No SO_REUSEADDR: with it, a port that is held, or that a UDP server uses, seems unused.
+        try:
+            if probe.family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            probe.bind(("", port))
+            return probe.getsockname()[1]
+        except OSError:
+            return None
+
+
+def _probe(port: int) -> int | None:
+    return bind(port, socket.SOCK_STREAM, socket.IPPROTO_TCP) and bind(
+        port, socket.SOCK_DGRAM, socket.IPPROTO_UDP
+    )
+
+
+def is_port_free(port: int) -> int | None:
+    """Tell whether `port` is unused on TCP and UDP, IPv4 and IPv6, and leased to nobody else.
+
+    Promise 1, *unused*. A port that this process has picked and not bound is free.
+
+    Returns:
+        The port if it is free, else `None`.
+
+    Raises:
+        OverflowError: `port` is not a number from 0 to 65535.
+    """
+    if port in _leases or port in _owned_ports or port in _free_ports or port in _parents_ports:
+        return _probe(port)
+    if port == 0:
+        return None
+    # Without the lock, a probe could make the bind of a lease's owner fail.
+    lock = _portpicker.take_lock(port)
+    if lock is None:
+        return None
+    with lock:
+        return _probe(port)
+
+
+def return_port(port: int) -> None:
+    """Give back a port that this process had picked.
+
+    A port from a server, or a reserved one, is offered to this process's next picks; others may be
+    leased by anybody. Close the sockets that are bound to the port first. A port that was never
+    picked, or returned already, is only logged.
+    """
+    if port in _random_ports:
+        _random_ports.discard(port)
+        lease = _leases.pop(port, None)
+        if lease is not None:
+            lease.release()
+    elif port in _owned_ports:
+        _owned_ports.discard(port)
+        _free_ports.add(port)
+    else:
+        # Not imported here, which costs milliseconds and fails while the interpreter shuts down. If
+        # nobody else has, nobody listens.
+        logging = _modules.get("logging")
+        if logging is not None:
+            trouble = "was already returned" if port in _free_ports else "wasn't given by portpicker"
+            logging.info("Returning a port that %s: %s", trouble, port)
+
+
+def add_reserved_port(port: int) -> None:
+    """Offer a port from elsewhere to the next picks of this process.
+
+    The caller knows that the port is this process's. It is not given out while it is in use.
+    """
+    _free_ports.add(port)
+
+
+def lease(**options: Unpack[Options]) -> Lease:
+    """Lease a port for the time of a `with` block, or until `release` or the garbage collector.
+
+    Promise 2, *leased*.
+
+    Args:
+        pid: the process that a port server is to lease it to. Only a server can do that for
+            another process than this one.
+        portserver_address: the server that must be asked. By default the one in
+            `PORTSERVER_ADDRESS`, if it grants a port, and else none; `False` for none at all.
+        ports: what to choose from: `"20000-20999,21500"`, a port, or any iterable of ports.
+        exclude: ports that are never picked, as for `ports`.
+        prefer: a port, or several, that are tried first, in this order.
+        transport: `"tcp"` or `"udp"` if the other does not matter.
+        address: the one local address that matters, such as `"127.0.0.1"`.
+        wait: seconds to wait for a port if there is none now. Not at all by default.
+        server_timeout: seconds that an exchange with a port server may take; 10 by default.
+        tag: what the port is for, for people who look at a port server's leases.
+
+    Raises:
+        NoFreePortFoundError: no port could be had; the text says why.
+        PortServerError: the server could not be reached, or cannot do what was asked for.
+        OSError: the system failed: too many open files, for example.
+        TypeError, ValueError, OverflowError: an option makes no sense.
+    """
+    return _portpicker.leases(1, False, options)[0]
+
+
+def leases(count: int, contiguous: bool = False, **options: Unpack[Options]) -> list[Lease]:
+    """Lease `count` ports, all or none; neighbours in ascending order if `contiguous`. See `lease`."""
+    return _portpicker.leases(count, contiguous, options)
+
+
+def hold(**options: Unpack[Options]) -> Hold:
+    """Hold a port for the time of a `with` block, or until `release` or the garbage collector.
+
+    Promise 3, *held*: TCP and UDP sockets of the hold are bound to it and do not listen. See `Hold`
+    for how a server gets in, and `lease` for the options and the exceptions.
+    """
+    return _portpicker.holds(1, False, options)[0]
+
+
+def holds(count: int, contiguous: bool = False, **options: Unpack[Options]) -> list[Hold]:
+    """Hold `count` ports, all or none; neighbours in ascending order if `contiguous`. See `hold`."""
+    return _portpicker.holds(count, contiguous, options)
+
+
+def find_unused_port(
+    family: int = socket.AF_INET, socktype: int = socket.SOCK_STREAM
+) -> int:
+    """Pick a port that is unused for one family and kind of socket, as CPython's test helper does.
+
+    Promise 2, *leased*, until this process ends or calls `return_port`; other families and
+    transports may use the number. Where you have the socket, `bind_port` is better.
+    """
+    if family not in _UNSPECIFIED:
+        raise ValueError(f"a port is of AF_INET or AF_INET6, not {family!r}")
+    if socktype not in _TRANSPORTS:
+        raise ValueError(f"a port is for SOCK_STREAM or SOCK_DGRAM, not {socktype!r}")
+    return pick_unused_ports(
+        1,
+        portserver_address=False,
+        address=_UNSPECIFIED[family],
+        transport=_TRANSPORTS[socktype],
+    )[0]
+
+
+_UNSPECIFIED = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+_TRANSPORTS: dict[int, Literal["tcp", "udp"]] = {
+    socket.SOCK_STREAM: "tcp",
+    socket.SOCK_DGRAM: "udp",
+}
+
+
+def bind_port(sock: socket.socket, host: str = "localhost") -> int:
+    """Bind `sock` to a port of `host` that nobody else uses, and return the port.
+
+    Stronger than every promise: the port is bound, and stays the caller's until `sock` is closed.
+    The kernel chooses it, from the ephemeral range.
+
+    Raises:
+        ValueError: it is a TCP socket with SO_REUSEADDR or SO_REUSEPORT set: others could share its
+            port.
+        OSError: the bind failed.
+    """
+    if sock.family in _UNSPECIFIED and sock.type == socket.SOCK_STREAM:
+        for option in ("SO_REUSEADDR", "SO_REUSEPORT"):
+            number = getattr(socket, option, None)
+            if number is not None and sock.getsockopt(socket.SOL_SOCKET, number):
+                raise ValueError(f"the TCP socket has {option} set: others could share its port")
+        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+    sock.bind((host, 0))
+    return sock.getsockname()[1]
+
+
+def _forget_after_fork() -> None:
+    """Start a forked child without its parent's ports: two children must not pick the same one."""
+    global _parents_ports
+    _parents_ports = frozenset(_leases) | _owned_ports | _free_ports | _parents_ports
+    _owned_ports.clear()
+    _free_ports.clear()
+    _random_ports.clear()
+    # `_leases` stays: the parent's leases are the child's too, in that it keeps their locks, so
+    # that a port lasts as long as the last of them.
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+# The names before portpicker 1.1.
+Bind = bind
+GetPortFromPortServer = get_port_from_port_server
+IsPortFree = is_port_free
+PickUnusedPort = pick_unused_port
