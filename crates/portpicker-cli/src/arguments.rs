@@ -1,6 +1,5 @@
 //! What the command understands: one definition for parsing, help, man pages, and completions.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -8,7 +7,8 @@ use clap_complete::Shell;
 use portpicker::process::Pid;
 use portpicker::{PortSet, ServerAddress};
 
-use crate::{exit, serve};
+use crate::wanted::Wanted;
+use crate::{exit, run, serve};
 
 /// Find an unused network port, and keep it.
 ///
@@ -63,6 +63,10 @@ pub(crate) enum Command {
     /// ports by itself.
     #[command(after_long_help = long_after_help())]
     Pick(PickOptions),
+
+    Run(run::Arguments),
+
+    Wait(run::WaitArguments),
 
     Serve(serve::Arguments),
 
@@ -120,42 +124,8 @@ pub(crate) struct PickOptions {
     )]
     pub(crate) count: u16,
 
-    /// Ports must be neighbours, and are printed in order
-    #[arg(long)]
-    pub(crate) contiguous: bool,
-
-    /// Ports to choose from, as in 20000-20999,30000
-    ///
-    /// The default is PORTPICKER_PORTS if that is set; otherwise all ports from 10001 up without
-    /// the ephemeral range, port servers' default pool (15000-24999), Kubernetes' node ports
-    /// (30000-32767), and ports that are known for something else.
-    #[arg(long, value_name = "PORTS")]
-    pub(crate) ports: Option<PortSet>,
-
-    /// Ports not to choose
-    #[arg(long, value_name = "PORTS")]
-    pub(crate) exclude: Vec<PortSet>,
-
-    /// Ports to try first, in this order
-    ///
-    /// They need not be among those to choose from. With --contiguous, each is the first of a
-    /// block.
-    #[arg(long, value_name = "PORTS", value_delimiter = ',')]
-    pub(crate) prefer: Vec<PortSet>,
-
-    /// Need the ports for TCP only
-    #[arg(long, conflicts_with = "udp")]
-    pub(crate) tcp: bool,
-
-    /// Need the ports for UDP only
-    #[arg(long)]
-    pub(crate) udp: bool,
-
-    /// Need the ports on this local address only
-    ///
-    /// 0.0.0.0 stands for all of IPv4, :: for all of IPv6.
-    #[arg(long, value_name = "IP")]
-    pub(crate) address: Option<IpAddr>,
+    #[command(flatten)]
+    pub(crate) wanted: Wanted,
 
     /// Process that owns the ports [default: parent]
     #[arg(long, value_name = "PID", allow_hyphen_values = true)]
@@ -170,30 +140,6 @@ pub(crate) struct PickOptions {
         long, value_name = "SECONDS", value_parser = parse_seconds, allow_hyphen_values = true
     )]
     pub(crate) hold: Option<Duration>,
-
-    /// Ask this port server, and nothing else
-    ///
-    /// The path of its socket, or @name. Named here, what the server fails is an error; named in
-    /// the environment, the ports are then picked without it, as are ports with options that
-    /// the original protocol cannot express if the server speaks nothing else.
-    #[arg(long, value_name = "ADDRESS", conflicts_with = "no_server")]
-    pub(crate) server: Option<ServerAddress>,
-
-    /// Ask no port server
-    #[arg(long)]
-    pub(crate) no_server: bool,
-
-    /// Wait so long for ports if there are not enough
-    #[arg(
-        long, value_name = "SECONDS", value_parser = parse_seconds, allow_hyphen_values = true
-    )]
-    pub(crate) wait: Option<Duration>,
-
-    /// What the ports are for, as shown by `status`
-    ///
-    /// At most 200 bytes. It goes to a port server; leases without one carry no text.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) tag: Option<String>,
 
     /// Print JSON instead
     ///
@@ -237,14 +183,14 @@ pub(crate) struct ReleaseOptions {
     pub(crate) server: Option<ServerAddress>,
 }
 
-fn parse_seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
     text.parse()
         .ok()
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
         .ok_or_else(|| format!("`{text}` is not a number of seconds, 0 or more"))
 }
 
-fn long_after_help() -> String {
+pub(crate) fn long_after_help() -> String {
     format!(
         "{}\n\n\
          Environment:\n  \

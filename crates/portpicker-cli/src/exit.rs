@@ -24,6 +24,8 @@ pub(crate) enum Exit {
     Owner = 5,
     /// The system failed: no descriptors left, nowhere to print to, …
     System = 6,
+    /// Nothing listens on the port.
+    Silent = 7,
 }
 
 /// The end of the help.
@@ -35,7 +37,8 @@ Exit status:
   3  The port server could not be reached
   4  The port server refused the request
   5  The owner is not a running process that can own a port
-  6  The system failed: no descriptors left, output closed";
+  6  The system failed: no descriptors left, output closed
+  7  Nothing listened on the port in time";
 
 impl Exit {
     pub(crate) fn of(failure: &Failure) -> Self {

@@ -16,7 +16,7 @@ use std::collections::HashSet;
 use std::env;
 use std::fs;
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -96,6 +96,28 @@ pub(crate) fn from_systemd() -> io::Result<Vec<(OwnedFd, String)>> {
     let adopted = adopt(&fds, Others::Leave).ok_or_else(bad)?;
     let names = names.split(':').chain(std::iter::repeat(""));
     Ok(adopted.into_iter().zip(names.map(str::to_owned)).collect())
+}
+
+/// Moves the descriptors `fds`, which were inherited, to where systemd passes them: from 3 on. They
+/// are inherited by what this process becomes.
+pub(crate) fn pass_on(fds: &[RawFd]) -> io::Result<()> {
+    let bad = || io::Error::from_raw_os_error(libc::EBADF);
+    let adopted = adopt(fds, Others::Leave).ok_or_else(bad)?;
+    let end = FIRST_OF_SYSTEMD + fds.len() as RawFd;
+    // Out of the way first: one may have the number that another is to get.
+    let moved: Vec<OwnedFd> = adopted
+        .iter()
+        .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, end))
+        .collect::<Result<_, _>>()?;
+    drop(adopted);
+    for (fd, target) in moved.iter().zip(FIRST_OF_SYSTEMD..) {
+        // SAFETY: whatever has this number was inherited too, and nobody in this process has taken
+        // it: see the argument at the top.
+        if unsafe { libc::dup2(fd.as_raw_fd(), target) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 fn is_open(fd: RawFd) -> bool {

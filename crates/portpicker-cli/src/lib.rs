@@ -14,8 +14,10 @@ mod keeper;
 mod output;
 mod pick;
 mod release;
+mod run;
 mod serve;
 mod status;
+mod wanted;
 mod which_server;
 
 use std::ffi::OsString;
@@ -35,6 +37,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Some(inherited) = keeper::inherited(&arguments) {
         return keeper::keep(inherited);
     }
+    if let Some(inherited) = run::remain::inherited(&arguments) {
+        return run::remain::remain(&inherited);
+    }
+    if let Some(passed) = run::passed(&arguments) {
+        return run::pass(&passed);
+    }
     let beginning = (arguments.get(1).is_some_and(|command| command == "serve"))
         .then(|| Beginning::of(&arguments, 2));
     let arguments = match parse::<Arguments>(&arguments) {
@@ -47,6 +55,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             let beginning = beginning.expect("the subcommand is the first argument");
             return serve::serve(options, beginning).into();
         }
+        Some(Command::Run(options)) => return run::run(options),
+        Some(Command::Wait(options)) => return run::wait(options),
         Some(Command::Pick(options)) => pick::pick(&pick::Request::from(options)),
         Some(Command::Status(options)) => status::status(options),
         Some(Command::Release(options)) => release::release(options),

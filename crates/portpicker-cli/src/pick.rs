@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use portpicker::process::{OpenError, Pid, Watch};
-use portpicker::{Error, Hold, Kind, Lease, Picker, Server, ServerAddress, client};
+use portpicker::{Error, Hold, Lease, Picker, Server, ServerAddress, client};
 use serde::Serialize;
 
 use crate::arguments::{DropIn, PickOptions};
@@ -44,40 +44,12 @@ impl From<DropIn> for Request {
 
 impl From<PickOptions> for Request {
     fn from(options: PickOptions) -> Self {
-        let mut picker = Picker::new();
-        if let Some(ports) = options.ports {
-            picker = picker.ports(ports);
-        }
-        for ports in options.exclude {
-            picker = picker.exclude(ports);
-        }
-        for ports in &options.prefer {
-            picker = picker.prefer(ports.iter());
-        }
-        match (options.tcp, options.udp) {
-            (true, _) => picker = picker.only(Kind::Tcp),
-            (_, true) => picker = picker.only(Kind::Udp),
-            _ => {}
-        }
-        if let Some(address) = options.address {
-            picker = picker.address(address);
-        }
-        if let Some(limit) = options.wait {
-            picker = picker.wait(limit);
-        }
-        if let Some(tag) = options.tag {
-            picker = picker.tag(tag);
-        }
         Self {
-            picker,
+            picker: options.wanted.picker(),
             count: options.count.into(),
-            contiguous: options.contiguous,
+            contiguous: options.wanted.contiguous,
             owner: options.owner,
-            server: match options.server {
-                Some(address) => Server::At(address),
-                None if options.no_server => Server::None,
-                None => Server::Environment,
-            },
+            server: options.wanted.server(),
             hold: options.hold.unwrap_or_default(),
             json: options.json,
         }

@@ -177,6 +177,11 @@ impl Hold {
             .map(Socket::as_fd)
     }
 
+    /// Returns the lease, and the sockets that hold the port.
+    pub(crate) fn into_parts(self) -> (Lease, Bound) {
+        (self.lease, self.bound)
+    }
+
     fn failed(&self, call: &'static str) -> impl FnOnce(io::Error) -> Error + use<> {
         let address = self.scope.local_address();
         move |source| Error::Socket {

@@ -155,8 +155,7 @@ impl Lease {
 
     /// Ends the lease as far as this process can, and returns what still keeps it, if anything.
     pub(crate) fn end(mut self) -> Option<Keeping> {
-        self.keeping
-            .take()
+        self.take_keeping()
             .filter(|keeping| !matches!(keeping, Keeping::Lock(_)))
     }
 }

@@ -55,8 +55,11 @@ mod candidates;
 pub mod client;
 mod error;
 mod exchange;
+#[cfg(target_os = "linux")]
+pub mod hand_off;
 mod hold;
 mod lease;
+mod listening;
 mod owned;
 mod picker;
 mod port_set;
@@ -74,9 +77,10 @@ pub use error::{Error, Refusal, Result, Tally};
 pub use exchange::request_port;
 pub use hold::Hold;
 pub use lease::Lease;
+pub use listening::wait_listening;
 pub use owned::{
-    add_reserved_port, find_unused_port, is_port_free, pick_unused_port, pick_unused_ports,
-    probe_port, return_port,
+    add_reserved_port, find_unused_port, is_leased_here, is_port_free, pick_offered_port,
+    pick_unused_port, pick_unused_ports, probe_port, return_port,
 };
 pub use picker::{Picker, Server};
 pub use port_set::{ParsePortSetError, PortSet};

@@ -91,11 +91,6 @@ pub(crate) fn keep(lease: Lease) {
     drop(replaced);
 }
 
-/// Tells whether this process has picked `port` and not returned it.
-pub(crate) fn has(port: u16) -> bool {
-    lock(&state().ports).leases.contains_key(&port)
-}
-
 /// Takes note that a port server has granted `port` to this process. Returns whether it may: not
 /// if one had before, and the port is in use here.
 pub(crate) fn note_grant(port: u16) -> bool {
@@ -154,10 +149,34 @@ pub(crate) fn offer(port: u16, keeping: Option<Keeping>) {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn pick_unused_port() -> Result<u16> {
-    match take_offered()? {
-        Some(lease) => Ok(lease.into_port()),
+    match pick_offered_port()? {
+        Some(port) => Ok(port),
         None => Ok(Picker::new().lease()?.into_port()),
     }
+}
+
+/// Picks a port that was returned or reserved in this process, if one is still unused.
+///
+/// The first of the ways of [`pick_unused_port`], for callers that have others of their own.
+///
+/// # Errors
+///
+/// [`Error::Socket`] or [`Error::Lock`] if the system fails, for lack of descriptors for
+/// example.
+///
+/// # Example
+///
+/// ```
+/// use portpicker::{pick_offered_port, pick_unused_port, return_port};
+///
+/// assert_eq!(pick_offered_port()?, None);
+/// let port = pick_unused_port()?;
+/// return_port(port);
+/// assert_eq!(pick_offered_port()?, Some(port));
+/// # Ok::<(), portpicker::Error>(())
+/// ```
+pub fn pick_offered_port() -> Result<Option<u16>> {
+    Ok(take_offered()?.map(Lease::into_port))
 }
 
 /// Picks `count` ports, all or none. See [`pick_unused_port`].
@@ -260,7 +279,7 @@ pub fn is_port_free(port: u16) -> Result<bool> {
     }
     // Without the lock, a probe could make the bind of a lease's owner fail.
     let _lock;
-    if !LOCKED.contains(port) && !has(port) {
+    if !is_leased_here(port) {
         match Locker::new().try_lock(port) {
             Ok(Some(taken)) => _lock = taken,
             Ok(None) => return Ok(false),
@@ -268,6 +287,26 @@ pub fn is_port_free(port: u16) -> Result<bool> {
         }
     }
     probe_port(port)
+}
+
+/// Tells whether this process has leased or holds `port`.
+///
+/// Also if it shares the lease because its parent had it when it was forked. Leases that were made
+/// for this process elsewhere, such as those of the shell's `portpicker $$`, are not known.
+///
+/// # Example
+///
+/// ```
+/// let lease = portpicker::Picker::new().lease()?;
+/// assert!(portpicker::is_leased_here(lease.port()));
+/// # Ok::<(), portpicker::Error>(())
+/// ```
+pub fn is_leased_here(port: u16) -> bool {
+    if LOCKED.contains(port) {
+        return true;
+    }
+    let ports = lock(&state().ports);
+    ports.leases.contains_key(&port) || ports.granted.contains(&port)
 }
 
 /// Tells whether `port` is unused on TCP and UDP, IPv4 and IPv6, whoever has leased it.

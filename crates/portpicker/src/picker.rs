@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,7 @@ pub struct Picker {
     server_timeout: Duration,
     owner: Option<Pid>,
     wait: Duration,
+    stop_waiting: Option<Arc<AtomicBool>>,
     tag: Option<String>,
 }
 
@@ -88,6 +90,7 @@ impl Picker {
             server_timeout: Duration::from_secs(10),
             owner: None,
             wait: Duration::ZERO,
+            stop_waiting: None,
             tag: None,
         }
     }
@@ -164,6 +167,14 @@ impl Picker {
     /// then.
     pub fn wait(mut self, limit: Duration) -> Self {
         self.wait = limit;
+        self
+    }
+
+    /// Ends a wait as if its time were over, soon after `flag` is set by another thread.
+    ///
+    /// Soon is half a second at most; in a server's queue it is when the server answers.
+    pub fn stop_waiting_if(mut self, flag: Arc<AtomicBool>) -> Self {
+        self.stop_waiting = Some(flag);
         self
     }
 
@@ -269,7 +280,9 @@ impl Picker {
                 result => return result,
             };
             let left = left();
-            if left.is_zero() {
+            // Nothing else is told by the flag, so its order does not matter.
+            let is_told_to_stop = |flag: &Arc<AtomicBool>| flag.load(Ordering::Relaxed);
+            if left.is_zero() || self.stop_waiting.as_ref().is_some_and(is_told_to_stop) {
                 return Err(err);
             }
             // Asked again and again, because the kernel has no event for a port that becomes

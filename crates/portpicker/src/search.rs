@@ -8,7 +8,7 @@ use crate::error::{Error, Result, Tally};
 use crate::hold::Hold;
 use crate::lease::Lease;
 use crate::probe::{Prober, Scope};
-use crate::sys::time_wait::time_wait_ports;
+use crate::sys::socket_table::time_wait_ports;
 use crate::walk::{self, Random};
 
 /// How many ports to find, and of which shape.

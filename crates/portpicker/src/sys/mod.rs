@@ -6,18 +6,21 @@
 //! | file                 | mechanism                                          | available on        |
 //! | -------------------- | -------------------------------------------------- | ------------------- |
 //! | `abstract_socket.rs` | a lock: a name in [unix(7)]'s abstract namespace   | Linux               |
+//! | `device.rs`          | a socket's interface: SO_BINDTOIFINDEX             | Linux 5.0 and later |
+//! | `notification.rs`    | [seccomp_unotify(2)]: asked before others' binds   | Linux 5.6 and later |
 //! | `lock_file.rs`       | a lock: [flock(2)] on a file for each port         | everywhere          |
 //! | `exclusive.rs`       | `SO_EXCLUSIVEADDRUSE` or `SO_REUSEPORT`            | Windows or Unix     |
 //! | `fork.rs`            | one value for each process, fresh after a fork     | everywhere          |
 //! | `kernel_ports.rs`    | the kernel's own port ranges, from [proc(5)]       | Linux               |
 //! | `pidfd.rs`           | a process: [pidfd_open(2)], readable on exit       | Linux 5.3 and later |
 //! | `poll.rs`            | a process: [kill(2)] with signal 0, now and then   | every Unix          |
-//! | `time_wait.rs`       | the ports in TIME-WAIT, from [proc(5)]             | Linux               |
+//! | `socket_table.rs`    | who listens, and what is in TIME-WAIT: [proc(5)]   | Linux               |
 //!
 //! Where the kernel may lack a mechanism, or a sandbox may refuse it, the choice is made at run
 //! time. `--cfg portpicker_force="lock_file"` (or `"poll"`, or `"ipv4"`) takes the fallback
 //! always; `make test` runs everything once more with each.
 //!
+//! [seccomp_unotify(2)]: https://man7.org/linux/man-pages/man2/seccomp_unotify.2.html
 //! [unix(7)]: https://man7.org/linux/man-pages/man7/unix.7.html
 //! [flock(2)]: https://man7.org/linux/man-pages/man2/flock.2.html
 //! [proc(5)]: https://man7.org/linux/man-pages/man5/proc.5.html
@@ -32,13 +35,17 @@ compile_error!(
 
 #[cfg(target_os = "linux")]
 mod abstract_socket;
+#[cfg(target_os = "linux")]
+pub(crate) mod device;
 pub(crate) mod exclusive;
 pub(crate) mod fork;
 pub(crate) mod kernel_ports;
 pub(crate) mod lock;
 mod lock_file;
 #[cfg(target_os = "linux")]
+pub(crate) mod notification;
+#[cfg(target_os = "linux")]
 pub(crate) mod pidfd;
 #[cfg(unix)]
 pub(crate) mod poll;
-pub(crate) mod time_wait;
+pub(crate) mod socket_table;

@@ -3,11 +3,13 @@
 use std::collections::HashSet;
 
 use portpicker::{
-    Error, Family, Kind, Picker, add_reserved_port, find_unused_port, is_port_free,
-    pick_unused_port, pick_unused_ports, return_port,
+    Error, Family, Kind, Picker, Server, add_reserved_port, find_unused_port, is_leased_here,
+    is_port_free, pick_unused_port, pick_unused_ports, return_port,
 };
 use portpicker_testing::network::{OTHER_V4, OTHER_V6};
-use portpicker_testing::{Binding, Local, Options, OwnProcess, Worker, in_network_namespace};
+use portpicker_testing::{
+    Act, Binding, FakeServer, Local, Options, OwnProcess, Worker, in_network_namespace,
+};
 
 use crate::{among, set};
 
@@ -194,6 +196,27 @@ fn a_port_whose_lease_this_process_has_is_free() {
 }
 
 #[test]
+fn a_port_is_leased_here_from_the_lease_to_its_end() {
+    in_network_namespace(|| {
+        assert!(!is_leased_here(20_000));
+        let lease = among("20000").lease().unwrap();
+        assert!(is_leased_here(20_000));
+        drop(lease);
+        assert!(!is_leased_here(20_000));
+
+        let mut other = Worker::spawn();
+        assert_eq!(other.lease(&set("20000"), 1), Ok(vec![20_000]));
+        assert!(!is_leased_here(20_000), "another's lease");
+
+        let server = FakeServer::start(vec![Act::answer("20001\n")]);
+        let picker = Picker::new().server(Server::At(server.address()));
+        let lease = picker.lease().unwrap();
+        assert!(is_leased_here(lease.port()), "a server's");
+        assert!(is_port_free(lease.port()).unwrap());
+    });
+}
+
+#[test]
 fn a_port_that_is_leased_or_held_is_not_free() {
     in_network_namespace(|| {
         let mut other = Worker::spawn();
@@ -287,5 +310,17 @@ fn picks_are_above_10000_and_can_be_bound_everywhere() {
         for address in [OTHER_V4, OTHER_V6] {
             assert!(Picker::new().address(address).lease().is_ok());
         }
+    });
+}
+
+#[test]
+fn a_returned_port_that_somebody_else_has_leased_since_is_not_free() {
+    with_candidates("20000").run(|| {
+        let port = pick_unused_port().unwrap();
+        assert!(return_port(port));
+        assert!(is_port_free(port).unwrap());
+        let mut other = Worker::spawn();
+        assert_eq!(other.lease(&set("20000"), 1), Ok(vec![port]));
+        assert!(!is_port_free(port).unwrap());
     });
 }

@@ -3,6 +3,9 @@
 use std::collections::{BTreeSet, HashSet};
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use portpicker::process::Pid;
@@ -339,6 +342,24 @@ fn waiting_ends_at_the_deadline() {
         let err = among("20000").wait(limit).lease().unwrap_err();
         assert!(begin.elapsed() >= limit);
         assert!(matches!(err, Error::Exhausted(_)), "{err:?}");
+    });
+}
+
+#[test]
+fn waiting_ends_when_another_thread_says_so() {
+    in_network_namespace(|| {
+        let _occupied = occupy([20_000]);
+        let stop = Arc::new(AtomicBool::new(false));
+        let picker = among("20000")
+            .wait(Duration::MAX)
+            .stop_waiting_if(Arc::clone(&stop));
+        thread::scope(|scope| {
+            // If it were not told, the test would not end.
+            let waiting = scope.spawn(|| picker.lease().unwrap_err());
+            stop.store(true, Ordering::Relaxed);
+            let err = waiting.join().unwrap();
+            assert!(matches!(err, Error::Exhausted(_)), "{err:?}");
+        });
     });
 }
 

@@ -1,10 +1,19 @@
-//! The ports that are in TIME-WAIT, from `/proc/net/tcp` and `tcp6`.
+//! The kernel's tables of sockets: `/proc/net/tcp`, `tcp6`, `udp`, and `udp6`.
+//!
+//! TCP sockets that are bound and do not listen are not in them.
 
 use std::collections::HashSet;
 use std::fs;
+use std::io;
+
+use crate::probe::Kind;
 
 /// `TCP_TIME_WAIT` in the kernel's `include/net/tcp_states.h`.
 const TIME_WAIT: &str = "06";
+/// `TCP_LISTEN`.
+const LISTEN: &str = "0A";
+/// `TCP_CLOSE`, which is what a UDP socket is in that is not connected.
+const UNCONNECTED: &str = "07";
 
 /// Returns the local ports that connections in TIME-WAIT have, and no other TCP socket that the
 /// kernel lists, in this network namespace.
@@ -12,8 +21,8 @@ const TIME_WAIT: &str = "06";
 /// Empty where the kernel has no such table, so that no port is taken for what it may not be.
 pub(crate) fn time_wait_ports() -> HashSet<u16> {
     let (mut waiting, mut others) = (HashSet::new(), HashSet::new());
-    for table in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
-        let text = fs::read_to_string(table).unwrap_or_default();
+    for table in ["tcp", "tcp6"] {
+        let text = read(table).unwrap_or_default();
         for (port, state) in text.lines().filter_map(parse_line) {
             if state == TIME_WAIT {
                 waiting.insert(port)
@@ -23,6 +32,34 @@ pub(crate) fn time_wait_ports() -> HashSet<u16> {
         }
     }
     &waiting - &others
+}
+
+/// Tells whether a socket waits for connections to `port`, or for datagrams, in this network
+/// namespace.
+pub(crate) fn is_listening(port: u16, kind: Kind) -> io::Result<bool> {
+    let (tables, state) = match kind {
+        Kind::Tcp => (["tcp", "tcp6"], LISTEN),
+        Kind::Udp => (["udp", "udp6"], UNCONNECTED),
+    };
+    for table in tables {
+        let text = match read(table) {
+            // A kernel without IPv6.
+            Err(err) if err.kind() == io::ErrorKind::NotFound && table.ends_with('6') => continue,
+            result => result?,
+        };
+        if text
+            .lines()
+            .filter_map(parse_line)
+            .any(|line| line == (port, state))
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn read(table: &str) -> io::Result<String> {
+    fs::read_to_string(format!("/proc/thread-self/net/{table}"))
 }
 
 /// Returns the local port and the state of a line such as `0: 0100007F:1F90 0100007F:8C4A 06 …`.

@@ -1,0 +1,576 @@
+//! `portpicker run`: a command with ports that are never free. And `portpicker wait`.
+
+mod arguments;
+mod names;
+mod passing;
+pub(crate) mod remain;
+mod signals;
+
+use std::error;
+use std::ffi::OsString;
+use std::fmt;
+use std::io::{self, PipeReader};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use portpicker::hand_off::{Answered, Preparation, StepDown, Supervisor};
+use portpicker::process::Pid;
+use portpicker::{Error, Hold, Kind, Lease, wait_listening};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, FdFlags};
+use serde_json::json;
+
+use self::arguments::HandOff;
+pub(crate) use self::arguments::{Arguments, WaitArguments};
+use self::names::NamedPorts;
+pub(crate) use self::passing::{inherited as passed, pass};
+use self::remain::{End, Remainder};
+use self::signals::{Event, Signals};
+use crate::exit::Exit;
+use crate::output;
+
+/// The exit codes of env(1), for what is not the command's own.
+const FAILED: u8 = 125;
+const CANNOT_RUN: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+/// How often it is looked whether something listens.
+const LISTENING_INTERVAL: Duration = Duration::from_millis(5);
+
+/// How long a command that does not listen in time may take to end, before it is killed.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Runs what `arguments` say, with its ports.
+pub(crate) fn run(arguments: Arguments) -> ExitCode {
+    match start(&arguments).and_then(|running| running.accompany(&arguments)) {
+        Ok(Outcome::Ended(status)) => exit_like(status),
+        Ok(Outcome::Listening) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output::complain(&failure);
+            ExitCode::from(failure.exit())
+        }
+    }
+}
+
+/// Waits as `arguments` say.
+pub(crate) fn wait(arguments: WaitArguments) -> ExitCode {
+    let WaitArguments {
+        port,
+        limit,
+        udp,
+        command,
+    } = arguments;
+    let kind = if udp { Kind::Udp } else { Kind::Tcp };
+    match wait_listening(port, kind, limit.unwrap_or(Duration::MAX)) {
+        Ok(true) => {}
+        Ok(false) => {
+            output::complain(&Failure::Silent { port });
+            return Exit::Silent.into();
+        }
+        Err(err) => {
+            output::complain(&Failure::Tables(err));
+            return Exit::System.into();
+        }
+    }
+    let Some((program, arguments)) = command.split_first() else {
+        return ExitCode::SUCCESS;
+    };
+    let failure = Failure::Command {
+        program: program.clone(),
+        source: Command::new(program).args(arguments).exec(),
+    };
+    output::complain(&failure);
+    ExitCode::from(failure.exit())
+}
+
+/// A command that runs, and what keeps its ports.
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    signals: Signals,
+    ports: NamedPorts,
+    keeping: Keeping,
+}
+
+/// What keeps the ports of a command.
+#[derive(Debug)]
+enum Keeping {
+    /// Its binds are carried out for it.
+    Supervisor(Supervisor),
+    /// It binds by itself, or was given its sockets.
+    Descriptors {
+        /// What holds the ports. Closed before the leases end.
+        holders: Vec<OwnedFd>,
+        leases: Vec<Lease>,
+        /// Hangs up when the last process that has inherited the other end has ended.
+        pipe: PipeReader,
+    },
+}
+
+/// How it went.
+#[derive(Debug)]
+enum Outcome {
+    Ended(ExitStatus),
+    /// It was to be left alone once it listens.
+    Listening,
+}
+
+/// Leases the ports, and starts the command with them.
+fn start(arguments: &Arguments) -> Result<Running, Failure> {
+    if let Some((one, other)) = NamedPorts::clash(&arguments.names) {
+        return Err(Failure::Names {
+            one: one.to_owned(),
+            other: other.to_owned(),
+        });
+    }
+    let picked = pick(arguments)?;
+    let ports: Vec<u16> = picked.iter().map(Picked::port).collect();
+    let ports = NamedPorts::new(&arguments.names, &ports);
+    let mut command = command(arguments, &ports);
+    // Before the command is started: no signal may get lost.
+    let signals = Signals::block().map_err(Failure::Signals)?;
+    let (child, keeping) = match hand_off(arguments)? {
+        Means::Supervision => {
+            let holds = picked.into_iter().filter_map(Picked::into_hold).collect();
+            let preparation = Preparation::new(&mut command).map_err(Failure::Supervisor)?;
+            let child = spawn(&mut command)?;
+            let supervisor = preparation.supervisor(holds).map_err(Failure::Supervisor)?;
+            (child, Keeping::Supervisor(supervisor))
+        }
+        means => {
+            let (holders, leases) = let_in(picked, &means)?;
+            if means == Means::Listen {
+                command = passing::command(&command, &holders, &ports).map_err(Failure::Pipe)?;
+            }
+            let (pipe, inherited) = io::pipe().map_err(Failure::Pipe)?;
+            rustix::io::fcntl_setfd(&inherited, FdFlags::empty())
+                .map_err(|err| Failure::Pipe(err.into()))?;
+            let child = spawn(&mut command)?;
+            let keeping = Keeping::Descriptors {
+                holders,
+                leases,
+                pipe,
+            };
+            (child, keeping)
+        }
+    };
+    Ok(Running {
+        child,
+        signals,
+        ports,
+        keeping,
+    })
+}
+
+/// A port, held or leased.
+#[derive(Debug)]
+enum Picked {
+    Hold(Hold),
+    Lease(Lease),
+}
+
+impl Picked {
+    fn port(&self) -> u16 {
+        match self {
+            Self::Hold(hold) => hold.port(),
+            Self::Lease(lease) => lease.port(),
+        }
+    }
+
+    fn into_hold(self) -> Option<Hold> {
+        match self {
+            Self::Hold(hold) => Some(hold),
+            Self::Lease(_) => None,
+        }
+    }
+}
+
+fn pick(arguments: &Arguments) -> Result<Vec<Picked>, Failure> {
+    let wanted = &arguments.wanted;
+    let picker = wanted.picker().server(wanted.server());
+    let count = match arguments.names.len() {
+        0 => arguments.count.into(),
+        names => names,
+    };
+    let picked = match (arguments.hand_off, wanted.contiguous) {
+        (HandOff::Lease, false) => picker.leases(count).map(leased),
+        (HandOff::Lease, true) => picker.lease_block(count).map(leased),
+        (_, false) => picker.holds(count).map(held),
+        (_, true) => picker.hold_block(count).map(held),
+    };
+    picked.map_err(Failure::Pick)
+}
+
+fn held(holds: Vec<Hold>) -> Vec<Picked> {
+    holds.into_iter().map(Picked::Hold).collect()
+}
+
+fn leased(leases: Vec<Lease>) -> Vec<Picked> {
+    leases.into_iter().map(Picked::Lease).collect()
+}
+
+/// How the ports pass to the command.
+#[derive(Debug, PartialEq, Eq)]
+enum Means {
+    Supervision,
+    Door,
+    Lease,
+    Listen,
+}
+
+/// Finds the strongest means that the arguments allow and the system permits.
+fn hand_off(arguments: &Arguments) -> Result<Means, Failure> {
+    let is_strict = match arguments.hand_off {
+        _ if arguments.listen => return Ok(Means::Listen),
+        HandOff::Door => return Ok(Means::Door),
+        HandOff::Lease => return Ok(Means::Lease),
+        HandOff::Strict => true,
+        HandOff::Auto => false,
+    };
+    match Preparation::is_possible() {
+        Ok(()) => Ok(Means::Supervision),
+        Err(reason) if is_strict => Err(Failure::NotStrict(reason)),
+        Err(reason @ StepDown::NoCopies(_)) => {
+            output::warn(&reason, LETTING_GO);
+            Ok(Means::Supervision)
+        }
+        Err(reason) => {
+            output::warn(
+                &reason,
+                "the ports are held, but for servers that set SO_REUSEADDR; for others, use \
+                 --hand-off lease",
+            );
+            Ok(Means::Door)
+        }
+    }
+}
+
+const LETTING_GO: &str = "a port is let go when the command binds it, and only leased from then on";
+
+/// Prepares the ports for a command that binds by itself, or is given sockets.
+fn let_in(picked: Vec<Picked>, means: &Means) -> Result<(Vec<OwnedFd>, Vec<Lease>), Failure> {
+    let (mut holders, mut leases) = (Vec::new(), Vec::new());
+    for port in picked {
+        let mut hold = match port {
+            Picked::Hold(hold) => hold,
+            Picked::Lease(lease) => {
+                leases.push(lease);
+                continue;
+            }
+        };
+        match means {
+            Means::Listen => {
+                // A port that is wanted for UDP has no TCP socket.
+                let socket = match hold.take_tcp() {
+                    Some(tcp) => {
+                        rustix::net::listen(&tcp, i32::MAX)
+                            .map_err(|err| Failure::Listen(err.into()))?;
+                        OwnedFd::from(tcp)
+                    }
+                    None => OwnedFd::from(hold.take_udp().expect("a hold holds something")),
+                };
+                holders.push(socket);
+            }
+            Means::Door => {
+                hold.open_door().map_err(Failure::Pick)?;
+                holders.extend(hold.take_tcp().map(OwnedFd::from));
+            }
+            Means::Supervision | Means::Lease => {}
+        }
+        leases.push(hold.into_lease());
+    }
+    Ok((holders, leases))
+}
+
+fn command(arguments: &Arguments, ports: &NamedPorts) -> Command {
+    let replace = |argument: &OsString| match arguments.literal {
+        true => argument.clone(),
+        false => ports.replace(argument),
+    };
+    let mut words = arguments.command.iter().map(replace);
+    let mut command = Command::new(words.next().expect("required by the command line"));
+    command.args(words).envs(ports.environment());
+    if arguments.wait_listening.is_some() {
+        // It outlives us, and must not keep open what our caller reads to its end.
+        command.stdin(Stdio::null());
+        match io::stderr().as_fd().try_clone_to_owned() {
+            Ok(stderr) => command.stdout(stderr),
+            Err(_) => command.stdout(Stdio::null()),
+        };
+    }
+    command
+}
+
+fn spawn(command: &mut Command) -> Result<Child, Failure> {
+    command.spawn().map_err(|source| Failure::Command {
+        program: command.get_program().to_owned(),
+        source,
+    })
+}
+
+impl Running {
+    /// Goes with the command until it has ended, or until it may be left alone.
+    fn accompany(mut self, arguments: &Arguments) -> Result<Outcome, Failure> {
+        let pid = Pid::new(self.child.id()).expect("a child has a pid");
+        let deadline = arguments
+            .wait_listening
+            .map(|limit| Instant::now().checked_add(limit));
+        loop {
+            self.wait_for_event(deadline.is_some())?;
+            while let Some(event) = self.signals.next().map_err(Failure::Signals)? {
+                match event {
+                    Event::Child => {
+                        if let Some(status) = self.child.try_wait().map_err(Failure::Wait)? {
+                            return self.finish(status, deadline.is_some());
+                        }
+                    }
+                    Event::PassOn(Signal::SIGTSTP) => {
+                        signals::send(pid, Signal::SIGTSTP);
+                        signals::stop();
+                    }
+                    Event::PassOn(signal) => signals::send(pid, signal),
+                    Event::Stop => signals::stop(),
+                    Event::Nothing => {}
+                }
+            }
+            let Some(end) = deadline else { continue };
+            if self.is_listening()? {
+                self.report(arguments)?;
+                self.leave_behind()?;
+                return Ok(Outcome::Listening);
+            }
+            if end.is_some_and(|end| Instant::now() >= end) {
+                return self.give_up(pid);
+            }
+        }
+    }
+
+    /// Waits for a signal, carrying out binds meanwhile.
+    fn wait_for_event(&mut self, is_impatient: bool) -> Result<(), Failure> {
+        let interval = is_impatient.then(|| Timespec {
+            tv_sec: 0,
+            tv_nsec: LISTENING_INTERVAL.as_nanos() as i64,
+        });
+        loop {
+            let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+            if let Keeping::Supervisor(supervisor) = &self.keeping {
+                fds.push(PollFd::new(supervisor, PollFlags::IN));
+            }
+            match poll(&mut fds, interval.as_ref()) {
+                Ok(0) => return Ok(()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(err) => return Err(Failure::Supervisor(err.into())),
+            }
+            let has_signal = !fds[0].revents().is_empty();
+            let has_call = fds
+                .get(1)
+                .is_some_and(|fd| fd.revents().contains(PollFlags::IN));
+            if has_call && let Keeping::Supervisor(supervisor) = &mut self.keeping {
+                let answered = supervisor.answer().map_err(Failure::Supervisor)?;
+                if let Answered::SteppedDown(reason) = answered {
+                    output::warn(&reason, LETTING_GO);
+                }
+            }
+            if has_signal {
+                return Ok(());
+            }
+        }
+    }
+
+    fn is_listening(&self) -> Result<bool, Failure> {
+        for port in self.ports.ports() {
+            if !wait_listening(port, Kind::Tcp, Duration::ZERO).map_err(Failure::Tables)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Ends a command that does not listen in time.
+    fn give_up(mut self, pid: Pid) -> Result<Outcome, Failure> {
+        let port = self
+            .ports
+            .ports()
+            .find(|&port| !matches!(wait_listening(port, Kind::Tcp, Duration::ZERO), Ok(true)));
+        signals::send(pid, Signal::SIGTERM);
+        let end = Instant::now() + GRACE;
+        while self.child.try_wait().map_err(Failure::Wait)?.is_none() {
+            if Instant::now() >= end {
+                self.child.kill().map_err(Failure::Wait)?;
+            }
+            // Its last binds are carried out still: it may wait for one.
+            self.wait_for_event(true)?;
+            while self.signals.next().map_err(Failure::Signals)?.is_some() {}
+        }
+        Err(Failure::Silent {
+            port: port.unwrap_or_default(),
+        })
+    }
+
+    /// Ends as the command has, and leaves the ports to what it has left behind.
+    fn finish(self, status: ExitStatus, was_awaited: bool) -> Result<Outcome, Failure> {
+        self.leave_behind()?;
+        if was_awaited {
+            return Err(Failure::Ended { status });
+        }
+        Ok(Outcome::Ended(status))
+    }
+
+    /// Has the ports kept for the processes that remain, if any do.
+    fn leave_behind(self) -> Result<(), Failure> {
+        let mut fd = [match &self.keeping {
+            Keeping::Supervisor(supervisor) => PollFd::new(supervisor, PollFlags::empty()),
+            Keeping::Descriptors { pipe, .. } => PollFd::new(pipe, PollFlags::empty()),
+        }];
+        let now = Timespec::default();
+        if poll(&mut fd, Some(&now)) != Ok(0) {
+            // The last has ended.
+            return Ok(());
+        }
+        remain::start(&Remainder {
+            ports: self.ports.ports().collect(),
+            locks: self.keeping.locks(),
+            holders: self.keeping.holders(),
+            end: match &self.keeping {
+                Keeping::Supervisor(supervisor) => End::Listener(supervisor.as_fd()),
+                Keeping::Descriptors { pipe, .. } => End::Pipe(pipe.as_fd()),
+            },
+        })
+        .map_err(Failure::Remain)
+    }
+
+    /// Prints the ports of a command that is left alone.
+    fn report(&self, arguments: &Arguments) -> Result<(), Failure> {
+        let text = if arguments.json {
+            let ports: serde_json::Map<_, _> = self
+                .ports
+                .iter()
+                .map(|(name, port)| (name.to_owned(), port.into()))
+                .collect();
+            json!({ "ports": ports, "pid": self.child.id() }).to_string() + "\n"
+        } else {
+            self.ports.ports().map(|port| format!("{port}\n")).collect()
+        };
+        output::print(text.as_bytes()).map_err(Failure::Output)
+    }
+}
+
+impl Keeping {
+    fn locks(&self) -> Vec<BorrowedFd<'_>> {
+        let leases = match self {
+            Self::Supervisor(supervisor) => supervisor.leases(),
+            Self::Descriptors { leases, .. } => leases,
+        };
+        leases.iter().filter_map(Lease::descriptor).collect()
+    }
+
+    fn holders(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Self::Supervisor(supervisor) => supervisor.holders().collect(),
+            Self::Descriptors { holders, .. } => holders.iter().map(AsFd::as_fd).collect(),
+        }
+    }
+}
+
+/// Ends this process as the command has ended.
+fn exit_like(status: ExitStatus) -> ExitCode {
+    if let Some(signal) = status.signal() {
+        signals::die_of(signal);
+        // As a shell says it.
+        return ExitCode::from(128 + signal as u8);
+    }
+    ExitCode::from(status.code().unwrap_or(FAILED.into()) as u8)
+}
+
+/// Why a command was not run as it should be.
+#[derive(Debug)]
+enum Failure {
+    Pick(Error),
+    Names {
+        one: String,
+        other: String,
+    },
+    NotStrict(StepDown),
+    Supervisor(io::Error),
+    Signals(io::Error),
+    Pipe(io::Error),
+    Listen(io::Error),
+    Command {
+        program: OsString,
+        source: io::Error,
+    },
+    Wait(io::Error),
+    Tables(io::Error),
+    Silent {
+        port: u16,
+    },
+    Ended {
+        status: ExitStatus,
+    },
+    Remain(io::Error),
+    Output(io::Error),
+}
+
+impl Failure {
+    fn exit(&self) -> u8 {
+        match self {
+            Self::Command { source, .. } if source.kind() == io::ErrorKind::NotFound => NOT_FOUND,
+            Self::Command { .. } => CANNOT_RUN,
+            _ => FAILED,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pick(err) => err.fmt(f),
+            Self::Names { one, other } if one == other => {
+                write!(f, "two ports are called `{one}`")
+            }
+            Self::Names { one, other } => write!(
+                f,
+                "the names `{one}` and `{other}` would be the same variable in the environment"
+            ),
+            Self::NotStrict(reason) => write!(f, "{reason}, and --hand-off strict was asked for"),
+            Self::Supervisor(_) => f.write_str("cannot supervise the command"),
+            Self::Signals(_) => f.write_str("cannot receive signals"),
+            Self::Pipe(_) => f.write_str("cannot pass descriptors to the command"),
+            Self::Listen(_) => f.write_str("cannot listen on the port"),
+            Self::Command { program, .. } => write!(f, "cannot run `{}`", program.display()),
+            Self::Wait(_) => f.write_str("cannot wait for the command"),
+            Self::Tables(_) => f.write_str("cannot see who listens"),
+            Self::Silent { port } => write!(f, "nothing listens on port {port}"),
+            Self::Ended { status } => {
+                write!(f, "the command ended before it listened: {status}")
+            }
+            Self::Remain(_) => {
+                f.write_str("cannot keep the ports for the processes that the command has left")
+            }
+            Self::Output(_) => f.write_str("cannot write to the standard output"),
+        }
+    }
+}
+
+impl error::Error for Failure {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            // Their texts stand in ours.
+            Self::Pick(err) => err.source(),
+            Self::NotStrict(reason) => reason.source(),
+            Self::Supervisor(err)
+            | Self::Signals(err)
+            | Self::Pipe(err)
+            | Self::Listen(err)
+            | Self::Command { source: err, .. }
+            | Self::Wait(err)
+            | Self::Tables(err)
+            | Self::Remain(err)
+            | Self::Output(err) => Some(err),
+            Self::Names { .. } | Self::Silent { .. } | Self::Ended { .. } => None,
+        }
+    }
+}
