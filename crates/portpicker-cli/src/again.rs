@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
+use nix::sys::signal::SigSet;
 use portpicker::process::Pid;
 
 /// Starts this program with `arguments`, the first of which is its name.
@@ -32,9 +33,12 @@ pub(crate) fn start(
         actions.add_dup2(fd.as_raw_fd(), fd.as_raw_fd())?;
     }
     let mut attributes = PosixSpawnAttr::init()?;
-    attributes.set_flags(PosixSpawnFlags::from_bits_retain(
-        libc::POSIX_SPAWN_SETSID.into(),
-    ))?;
+    // Whatever this process has blocked, `kill` is to work on that one.
+    attributes.set_sigmask(&SigSet::empty())?;
+    attributes.set_flags(
+        PosixSpawnFlags::from_bits_retain(libc::POSIX_SPAWN_SETSID.into())
+            | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK,
+    )?;
     let child = posix_spawn(
         &own_program()?,
         &actions,

@@ -38,7 +38,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         return keeper::keep(inherited);
     }
     if let Some(inherited) = run::remain::inherited(&arguments) {
-        return run::remain::remain(&inherited);
+        return run::remain::remain(inherited);
     }
     if let Some(passed) = run::passed(&arguments) {
         return run::pass(&passed);

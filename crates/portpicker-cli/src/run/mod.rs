@@ -16,7 +16,7 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use portpicker::hand_off::{Answered, Preparation, StepDown, Supervisor};
+use portpicker::hand_off::{Answered, Preparation, StepDown, Supervisor, can_entrust, entrust};
 use portpicker::process::Pid;
 use portpicker::{Error, Hold, Kind, Lease, wait_listening};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -27,7 +27,7 @@ use self::arguments::HandOff;
 pub(crate) use self::arguments::{Arguments, WaitArguments};
 use self::names::NamedPorts;
 pub(crate) use self::passing::{inherited as passed, pass};
-use self::remain::{End, Remainder};
+use self::remain::Keep;
 use self::signals::{Event, Signals};
 use crate::exit::Exit;
 use crate::output;
@@ -107,6 +107,8 @@ enum Keeping {
         leases: Vec<Lease>,
         /// Hangs up when the last process that has inherited the other end has ended.
         pipe: PipeReader,
+        /// Whether the supervisor that we are below carries out binds beside `holders`.
+        are_entrusted: bool,
     },
 }
 
@@ -136,23 +138,29 @@ fn start(arguments: &Arguments) -> Result<Running, Failure> {
         Means::Supervision => {
             let holds = picked.into_iter().filter_map(Picked::into_hold).collect();
             let preparation = Preparation::new(&mut command).map_err(Failure::Supervisor)?;
-            let child = spawn(&mut command)?;
+            let child = spawn(&mut command, &signals)?;
             let supervisor = preparation.supervisor(holds).map_err(Failure::Supervisor)?;
             (child, Keeping::Supervisor(supervisor))
         }
         means => {
             let (holders, leases) = let_in(picked, &means)?;
-            if means == Means::Listen {
-                command = passing::command(&command, &holders, &ports).map_err(Failure::Pipe)?;
+            match means {
+                Means::Listen => {
+                    command =
+                        passing::command(&command, &holders, &ports).map_err(Failure::Pipe)?;
+                }
+                Means::OuterSupervision => entrust(&holders).map_err(Failure::Supervisor)?,
+                _ => {}
             }
             let (pipe, inherited) = io::pipe().map_err(Failure::Pipe)?;
             rustix::io::fcntl_setfd(&inherited, FdFlags::empty())
                 .map_err(|err| Failure::Pipe(err.into()))?;
-            let child = spawn(&mut command)?;
+            let child = spawn(&mut command, &signals)?;
             let keeping = Keeping::Descriptors {
                 holders,
                 leases,
                 pipe,
+                are_entrusted: means == Means::OuterSupervision,
             };
             (child, keeping)
         }
@@ -216,6 +224,8 @@ fn leased(leases: Vec<Lease>) -> Vec<Picked> {
 #[derive(Debug, PartialEq, Eq)]
 enum Means {
     Supervision,
+    /// By the supervisor of another `portpicker run`, which this one is below.
+    OuterSupervision,
     Door,
     Lease,
     Listen,
@@ -232,6 +242,7 @@ fn hand_off(arguments: &Arguments) -> Result<Means, Failure> {
     };
     match Preparation::is_possible() {
         Ok(()) => Ok(Means::Supervision),
+        Err(StepDown::NoNotification(_)) if can_entrust() => Ok(Means::OuterSupervision),
         Err(reason) if is_strict => Err(Failure::NotStrict(reason)),
         Err(reason @ StepDown::NoCopies(_)) => {
             output::warn(&reason, LETTING_GO);
@@ -278,6 +289,10 @@ fn let_in(picked: Vec<Picked>, means: &Means) -> Result<(Vec<OwnedFd>, Vec<Lease
                 hold.open_door().map_err(Failure::Pick)?;
                 holders.extend(hold.take_tcp().map(OwnedFd::from));
             }
+            Means::OuterSupervision => {
+                holders.extend(hold.take_tcp().map(OwnedFd::from));
+                holders.extend(hold.take_udp().map(OwnedFd::from));
+            }
             Means::Supervision | Means::Lease => {}
         }
         leases.push(hold.into_lease());
@@ -304,7 +319,8 @@ fn command(arguments: &Arguments, ports: &NamedPorts) -> Command {
     command
 }
 
-fn spawn(command: &mut Command) -> Result<Child, Failure> {
+fn spawn(command: &mut Command, signals: &Signals) -> Result<Child, Failure> {
+    signals.restore_in(command);
     command.spawn().map_err(|source| Failure::Command {
         program: command.get_program().to_owned(),
         source,
@@ -421,25 +437,32 @@ impl Running {
 
     /// Has the ports kept for the processes that remain, if any do.
     fn leave_behind(self) -> Result<(), Failure> {
-        let mut fd = [match &self.keeping {
-            Keeping::Supervisor(supervisor) => PollFd::new(supervisor, PollFlags::empty()),
-            Keeping::Descriptors { pipe, .. } => PollFd::new(pipe, PollFlags::empty()),
-        }];
-        let now = Timespec::default();
-        if poll(&mut fd, Some(&now)) != Ok(0) {
-            // The last has ended.
-            return Ok(());
-        }
-        remain::start(&Remainder {
-            ports: self.ports.ports().collect(),
-            locks: self.keeping.locks(),
-            holders: self.keeping.holders(),
-            end: match &self.keeping {
-                Keeping::Supervisor(supervisor) => End::Listener(supervisor.as_fd()),
-                Keeping::Descriptors { pipe, .. } => End::Pipe(pipe.as_fd()),
-            },
-        })
-        .map_err(Failure::Remain)
+        let locks = self.keeping.locks();
+        let keep = match &self.keeping {
+            Keeping::Supervisor(supervisor) => {
+                if supervisor.has_ended() {
+                    return Ok(());
+                }
+                Keep::Supervise(supervisor.descriptors())
+            }
+            Keeping::Descriptors {
+                holders,
+                pipe,
+                are_entrusted,
+                ..
+            } => {
+                if remain::has_hung_up(pipe) {
+                    return Ok(());
+                }
+                Keep::Wait {
+                    pipe: pipe.as_fd(),
+                    holders: holders.iter().map(AsFd::as_fd).collect(),
+                    are_entrusted: *are_entrusted,
+                }
+            }
+        };
+        let ports: Vec<u16> = self.ports.ports().collect();
+        remain::start(&ports, &locks, &keep).map_err(Failure::Remain)
     }
 
     /// Prints the ports of a command that is left alone.
@@ -465,13 +488,6 @@ impl Keeping {
             Self::Descriptors { leases, .. } => leases,
         };
         leases.iter().filter_map(Lease::descriptor).collect()
-    }
-
-    fn holders(&self) -> Vec<BorrowedFd<'_>> {
-        match self {
-            Self::Supervisor(supervisor) => supervisor.holders().collect(),
-            Self::Descriptors { holders, .. } => holders.iter().map(AsFd::as_fd).collect(),
-        }
     }
 }
 

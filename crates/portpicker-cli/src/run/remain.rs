@@ -5,8 +5,7 @@
 //! binds, until the last of the processes has ended. Its descriptors:
 //!
 //! - 0 to 2: /dev/null;
-//! - those named on its command line: the locks, the sockets that hold the ports, and the one that
-//!   hangs up with the last process: the supervisor's listener, or the reading end of a pipe.
+//! - those named on its command line: the locks, and what else keeps the ports ([`Keep`]).
 //!
 //! [`--wait-listening`]: super::Arguments::wait_listening
 
@@ -18,8 +17,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::ExitCode;
 
-use portpicker::hand_off::Supervisor;
-use rustix::event::{PollFd, PollFlags, poll};
+use portpicker::hand_off::{Descriptors, Supervisor, entrust};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::again;
@@ -28,128 +27,203 @@ use crate::inherited::{Others, adopt};
 /// The first argument. Not in the help: nobody should type it.
 const COMMAND: &str = "remain";
 
-/// What keeps the ports, and says when they are no longer needed.
+/// What keeps the ports beside their locks, and says when they are no longer needed.
 #[derive(Debug)]
-pub(crate) struct Remainder<'a> {
-    /// For people who look at the list of processes.
-    pub(crate) ports: Vec<u16>,
-    pub(crate) locks: Vec<BorrowedFd<'a>>,
-    pub(crate) holders: Vec<BorrowedFd<'a>>,
-    pub(crate) end: End<BorrowedFd<'a>>,
-}
-
-/// What hangs up when the last process has ended.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum End<Fd> {
-    /// The supervisor's listener.
-    Listener(Fd),
-    /// The reading end of a pipe.
-    Pipe(Fd),
-}
-
-impl<Fd> End<Fd> {
-    fn descriptor(&self) -> &Fd {
-        let (Self::Listener(fd) | Self::Pipe(fd)) = self;
-        fd
-    }
+pub(crate) enum Keep<Fd> {
+    /// Binds are to be carried out, until the listener hangs up.
+    Supervise(Descriptors<Fd>),
+    /// There is nothing to do, until the pipe hangs up.
+    Wait {
+        pipe: Fd,
+        holders: Vec<Fd>,
+        /// Whether a supervisor above us is to carry out binds.
+        are_entrusted: bool,
+    },
 }
 
 /// Starts the process that remains. When this returns, it has its own copies of the descriptors.
-pub(crate) fn start(remainder: &Remainder<'_>) -> io::Result<()> {
+///
+/// `ports` are for people who look at the list of processes.
+pub(crate) fn start(
+    ports: &[u16],
+    locks: &[BorrowedFd<'_>],
+    keep: &Keep<BorrowedFd<'_>>,
+) -> io::Result<()> {
     let dev_null = File::options().read(true).write(true).open("/dev/null")?;
     let streams = [dev_null.as_fd(); 3];
-    let mut kept = vec![*remainder.end.descriptor()];
-    kept.extend(&remainder.locks);
-    kept.extend(&remainder.holders);
-    again::start(&arguments(remainder), streams, &kept)?;
+    let mut kept = locks.to_vec();
+    let mut arguments = vec![
+        "portpicker".to_owned(),
+        COMMAND.to_owned(),
+        format!("--ports={}", list(ports.iter().map(u16::to_string))),
+        format!("--locks={}", numbers(locks)),
+    ];
+    match keep {
+        Keep::Supervise(descriptors) => {
+            let (hosts, guests): (Vec<_>, Vec<_>) = descriptors.guests.iter().copied().unzip();
+            arguments.push(format!("--listener={}", numbers(&[descriptors.listener])));
+            arguments.push(format!("--holders={}", numbers(&descriptors.holders)));
+            arguments.push(format!("--hosts={}", numbers(&hosts)));
+            arguments.push(format!("--guests={}", numbers(&guests)));
+            kept.push(descriptors.listener);
+            kept.extend(&descriptors.holders);
+            kept.extend(hosts);
+            kept.extend(guests);
+        }
+        Keep::Wait {
+            pipe,
+            holders,
+            are_entrusted,
+        } => {
+            arguments.push(format!("--pipe={}", numbers(&[*pipe])));
+            arguments.push(format!("--holders={}", numbers(holders)));
+            arguments.push(format!("--entrusted={are_entrusted}"));
+            kept.push(*pipe);
+            kept.extend(holders);
+        }
+    }
+    let arguments: Vec<CString> = arguments
+        .into_iter()
+        .map(|text| CString::new(text).expect("numbers have no NUL"))
+        .collect();
+    again::start(&arguments, streams, &kept)?;
     Ok(())
 }
 
-/// Returns the command line: readable in a list of processes, parsed by [`inherited`].
-fn arguments(remainder: &Remainder<'_>) -> Vec<CString> {
-    let text = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(",");
-    let numbers =
-        |fds: &[BorrowedFd<'_>]| text(&mut fds.iter().map(|fd| fd.as_raw_fd().to_string()));
-    let end = match remainder.end {
-        End::Listener(fd) => format!("--listener={}", fd.as_raw_fd()),
-        End::Pipe(fd) => format!("--pipe={}", fd.as_raw_fd()),
-    };
-    [
-        "portpicker".to_owned(),
-        COMMAND.to_owned(),
-        format!(
-            "--ports={}",
-            text(&mut remainder.ports.iter().map(u16::to_string))
-        ),
-        format!("--locks={}", numbers(&remainder.locks)),
-        format!("--holders={}", numbers(&remainder.holders)),
-        end,
-    ]
-    .into_iter()
-    .map(|text| CString::new(text).expect("numbers have no NUL"))
-    .collect()
+fn list(items: impl Iterator<Item = String>) -> String {
+    items.collect::<Vec<_>>().join(",")
+}
+
+fn numbers(fds: &[BorrowedFd<'_>]) -> String {
+    list(fds.iter().map(|fd| fd.as_raw_fd().to_string()))
 }
 
 /// What the process that remains reads from its command line.
 #[derive(Debug)]
 pub(crate) struct Inherited {
     locks: Vec<RawFd>,
-    holders: Vec<RawFd>,
-    end: End<RawFd>,
+    keep: Keep<RawFd>,
 }
 
 /// Returns what is on the command line if it is one that [`start`] has written.
 pub(crate) fn inherited(arguments: &[OsString]) -> Option<Inherited> {
-    let [_, command, _ports, locks, holders, end] = arguments else {
+    let [_, command, _ports, locks, rest @ ..] = arguments else {
         return None;
     };
+    (command == COMMAND).then_some(())?;
     let value =
         |argument: &OsString, name: &str| Some(argument.to_str()?.strip_prefix(name)?.to_owned());
-    let numbers = |text: String| {
-        text.split(',')
+    let numbers = |argument: &OsString, name: &str| {
+        value(argument, name)?
+            .split(',')
             .filter(|part| !part.is_empty())
             .map(|part| part.parse().ok())
             .collect::<Option<Vec<RawFd>>>()
     };
-    (command == COMMAND).then_some(())?;
-    Some(Inherited {
-        locks: numbers(value(locks, "--locks=")?)?,
-        holders: numbers(value(holders, "--holders=")?)?,
-        end: match value(end, "--listener=") {
-            Some(fd) => End::Listener(fd.parse().ok()?),
-            None => End::Pipe(value(end, "--pipe=")?.parse().ok()?),
+    let one = |argument: &OsString, name: &str| numbers(argument, name)?.first().copied();
+    let keep = match rest {
+        [listener, holders, hosts, guests] => Keep::Supervise(Descriptors {
+            listener: one(listener, "--listener=")?,
+            holders: numbers(holders, "--holders=")?,
+            guests: numbers(hosts, "--hosts=")?
+                .into_iter()
+                .zip(numbers(guests, "--guests=")?)
+                .collect(),
+        }),
+        [pipe, holders, entrusted] => Keep::Wait {
+            pipe: one(pipe, "--pipe=")?,
+            holders: numbers(holders, "--holders=")?,
+            are_entrusted: value(entrusted, "--entrusted=")? == "true",
         },
+        _ => return None,
+    };
+    Some(Inherited {
+        locks: numbers(locks, "--locks=")?,
+        keep,
     })
 }
 
 /// Keeps the ports until the last process has ended: all that remains to be done.
-pub(crate) fn remain(inherited: &Inherited) -> ExitCode {
-    let end = *inherited.end.descriptor();
-    let all = [&[end][..], &inherited.holders, &inherited.locks].concat();
-    let Some(mut holders) = adopt(&all, Others::Close) else {
+pub(crate) fn remain(inherited: Inherited) -> ExitCode {
+    // Whoever leases a port when we are done finds it unused: the locks are released last.
+    let Some((_locks, keep)) = take(inherited) else {
         return ExitCode::FAILURE;
     };
-    // Released last: whoever leases a port then finds it unused.
-    let _locks = holders.split_off(1 + inherited.holders.len());
-    let end = holders.remove(0);
     // Not in the way of whoever wants to unmount the folder that the command was started in.
     _ = env::set_current_dir(Path::new("/"));
-    let result = match inherited.end {
-        End::Listener(_) => Supervisor::adopt(end, holders).and_then(|it| it.run(|_| {})),
-        End::Pipe(_) => {
-            let result = wait_hung_up(&end);
-            drop(holders);
-            result
+    let result = match keep {
+        Keep::Supervise(descriptors) => {
+            Supervisor::adopt(descriptors).and_then(|it| it.run(|_| {}))
+        }
+        Keep::Wait {
+            pipe,
+            holders,
+            are_entrusted,
+        } => {
+            if are_entrusted {
+                // It did it for the process that we come after. If it no longer does, the ports are
+                // held, and not bound again.
+                _ = entrust(&holders);
+            }
+            wait_hung_up(&pipe)
         }
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        // Nobody reads what it says.
-        Err(_) => ExitCode::FAILURE,
-    }
+    // Nobody reads what is wrong.
+    result.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
 }
 
-/// Waits until nobody has the other end of a pipe. Nothing is ever written to it.
+/// Takes what was inherited. `None` if a descriptor is not there.
+fn take(inherited: Inherited) -> Option<(Vec<OwnedFd>, Keep<OwnedFd>)> {
+    let Inherited { locks, keep } = inherited;
+    let mut all = locks.clone();
+    match &keep {
+        Keep::Supervise(descriptors) => {
+            all.push(descriptors.listener);
+            all.extend(&descriptors.holders);
+            all.extend(
+                descriptors
+                    .guests
+                    .iter()
+                    .flat_map(|&(host, socket)| [host, socket]),
+            );
+        }
+        Keep::Wait { pipe, holders, .. } => {
+            all.push(*pipe);
+            all.extend(holders);
+        }
+    }
+    let mut adopted = adopt(&all, Others::Close)?.into_iter();
+    let mut next = || adopted.next().expect("as many as were named");
+    let locks = locks.iter().map(|_| next()).collect();
+    let keep = match keep {
+        Keep::Supervise(descriptors) => Keep::Supervise(Descriptors {
+            listener: next(),
+            holders: descriptors.holders.iter().map(|_| next()).collect(),
+            guests: descriptors
+                .guests
+                .iter()
+                .map(|_| (next(), next()))
+                .collect(),
+        }),
+        Keep::Wait {
+            holders,
+            are_entrusted,
+            ..
+        } => Keep::Wait {
+            pipe: next(),
+            holders: holders.iter().map(|_| next()).collect(),
+            are_entrusted,
+        },
+    };
+    Some((locks, keep))
+}
+
+/// Tells whether nobody has the other end of a pipe. Nothing is ever written to it.
+pub(crate) fn has_hung_up(pipe: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(&pipe, PollFlags::empty())];
+    poll(&mut fds, Some(&Timespec::default())) == Ok(1)
+}
+
 fn wait_hung_up(pipe: &OwnedFd) -> io::Result<()> {
     loop {
         match poll(&mut [PollFd::new(pipe, PollFlags::empty())], None) {

@@ -1,9 +1,20 @@
 //! The signals of `portpicker run`: what it passes on to its command.
+//!
+//! # Safety
+//!
+//! [`CommandExt::pre_exec`] runs a closure in the forked child of a program that may have threads.
+//! The one here calls sigprocmask(2) with a value of its own, and nothing else.
+#![expect(
+    unsafe_code,
+    reason = "a command inherits the signals that are blocked, and nothing else can unblock them"
+)]
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use portpicker::process::Pid;
 
@@ -23,7 +34,11 @@ const PASSED_ON: [Signal; 10] = [
 
 /// This process's signals, as events.
 #[derive(Debug)]
-pub(crate) struct Signals(SignalFd);
+pub(crate) struct Signals {
+    events: SignalFd,
+    /// What was blocked before.
+    inherited: SigSet,
+}
 
 /// What a signal means.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,18 +54,29 @@ pub(crate) enum Event {
 }
 
 impl Signals {
-    /// Blocks the signals, so that they become events. A command that is started has them unblocked.
+    /// Blocks the signals, so that they become events.
     pub(crate) fn block() -> io::Result<Self> {
         let mut all: SigSet = PASSED_ON.into_iter().collect();
         all.add(Signal::SIGCHLD);
-        all.thread_block()?;
+        let inherited = all.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        Ok(Self(SignalFd::with_flags(&all, flags)?))
+        Ok(Self {
+            events: SignalFd::with_flags(&all, flags)?,
+            inherited,
+        })
+    }
+
+    /// Has `command` start with the signals blocked that were blocked before.
+    pub(crate) fn restore_in(&self, command: &mut Command) {
+        let mask = self.inherited;
+        let restore = move || Ok(mask.thread_set_mask()?);
+        // SAFETY: it calls only the kernel, with a value that was copied into it.
+        unsafe { command.pre_exec(restore) };
     }
 
     /// Returns the next event that is there already.
     pub(crate) fn next(&self) -> io::Result<Option<Event>> {
-        let Some(info) = self.0.read_signal()? else {
+        let Some(info) = self.events.read_signal()? else {
             return Ok(None);
         };
         let signal = Signal::try_from(info.ssi_signo as i32)?;
@@ -68,7 +94,7 @@ impl Signals {
 
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.events.as_fd()
     }
 }
 

@@ -20,6 +20,8 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
@@ -28,6 +30,11 @@ use crate::sys::device::{device, set_device};
 /// Interfaces that no host has: their numbers are given out from 1.
 const HOLDER_DEVICE: u32 = 0x7fff_fffe;
 const VISITOR_DEVICE: u32 = 0x7fff_fffd;
+
+/// How long a visitor tries again. A command that binds what it has bound already waits as long for
+/// its error.
+const PATIENCE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_micros(200);
 
 /// Binds `visitor` to `address`, on the port that `holder` holds.
 pub(crate) fn bind(holder: &Socket, visitor: &Socket, address: SocketAddr) -> io::Result<()> {
@@ -93,13 +100,25 @@ fn by_device(
 fn by_reuse_address(
     holder: &Socket,
     visitor: &Socket,
-    call: impl FnOnce() -> io::Result<()>,
+    call: impl Fn() -> io::Result<()>,
 ) -> io::Result<()> {
     let visitors_own = visitor.reuse_address()?;
     visitor.set_reuse_address(true)?;
-    holder.set_reuse_address(true)?;
-    let result = call();
-    holder.set_reuse_address(false)?;
+    let end = Instant::now() + PATIENCE;
+    let result = loop {
+        // A fresh time slice: the moment is a microsecond long, unless we have to wait in it.
+        thread::yield_now();
+        holder.set_reuse_address(true)?;
+        let result = call();
+        holder.set_reuse_address(false)?;
+        match result {
+            // Somebody was faster, or the command itself has the address already.
+            Err(err) if err.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                thread::sleep(PAUSE);
+            }
+            result => break result,
+        }
+    };
     visitor.set_reuse_address(visitors_own)?;
     result
 }

@@ -7,8 +7,12 @@ use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use socket2::Socket;
+
+use super::guest::{entrust, withdraw};
 use super::{Preparation, StepDown};
 use crate::hold::Hold;
+use crate::lease::Lease;
 use crate::listening::wait_listening;
 use crate::probe::Kind;
 
@@ -95,7 +99,9 @@ impl HandOff {
     ///
     /// The thread ends with the last of the command's processes; so do the hold and the lease. This
     /// is the only thread that the library starts: somebody must answer as long as any of them may
-    /// bind.
+    /// bind. Below `portpicker run`, or another command that was handed ports, that supervisor
+    /// carries the binds out, there is no thread, and the hold ends when what this returns is
+    /// dropped.
     ///
     /// # Errors
     ///
@@ -103,8 +109,12 @@ impl HandOff {
     /// command cannot be supervised here; the command has not started then, and
     /// [`Hold::open_door`] or [`Hold::into_lease`] are what remains.
     pub fn spawn(mut self) -> io::Result<HandedOff> {
-        Preparation::is_possible()
-            .map_err(|reason| io::Error::new(io::ErrorKind::Unsupported, reason))?;
+        let unsupported = |reason| io::Error::new(io::ErrorKind::Unsupported, reason);
+        match Preparation::is_possible() {
+            Ok(()) => {}
+            Err(reason @ StepDown::NoCopies(_)) => return Err(unsupported(reason)),
+            Err(reason) => return self.spawn_as_guest().ok_or_else(|| unsupported(reason))?,
+        }
         let preparation = Preparation::new(&mut self.command)?;
         let child = self.command.spawn()?;
         let ports = self.holds.iter().map(Hold::port).collect();
@@ -115,7 +125,35 @@ impl HandOff {
                 // There is nobody to tell. If it fails, the command's binds fail.
                 _ = supervisor.run(|_: &StepDown| {});
             })?;
-        Ok(HandedOff { child, ports })
+        Ok(HandedOff {
+            child,
+            ports,
+            entrusted: Vec::new(),
+            _leases: Vec::new(),
+        })
+    }
+
+    /// Starts the command in the care of the supervisor that this process is below, if there is one.
+    fn spawn_as_guest(mut self) -> Option<io::Result<HandedOff>> {
+        let ports = self.holds.iter().map(Hold::port).collect();
+        let (mut leases, mut holders) = (Vec::new(), Vec::new());
+        for hold in self.holds {
+            let (lease, bound) = hold.into_parts();
+            holders.extend(bound.tcp);
+            holders.extend(bound.udp);
+            leases.push(lease);
+        }
+        entrust(&holders).ok()?;
+        let child = self.command.spawn();
+        if child.is_err() {
+            withdraw(&holders);
+        }
+        Some(child.map(|child| HandedOff {
+            child,
+            ports,
+            entrusted: holders,
+            _leases: leases,
+        }))
     }
 }
 
@@ -124,6 +162,9 @@ impl HandOff {
 pub struct HandedOff {
     child: Child,
     ports: Vec<u16>,
+    /// What this process keeps itself, below another supervisor. The sockets close first.
+    entrusted: Vec<Socket>,
+    _leases: Vec<Lease>,
 }
 
 impl HandedOff {
@@ -161,6 +202,12 @@ impl HandedOff {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for HandedOff {
+    fn drop(&mut self) {
+        withdraw(&self.entrusted);
     }
 }
 

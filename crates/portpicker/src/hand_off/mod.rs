@@ -21,7 +21,9 @@
 
 mod admission;
 mod command;
+mod guest;
 mod supervisor;
 
 pub use command::{HandOff, HandedOff};
-pub use supervisor::{Answered, Preparation, StepDown, Supervisor};
+pub use guest::{can_entrust, entrust};
+pub use supervisor::{Answered, Descriptors, Preparation, StepDown, Supervisor};

@@ -7,16 +7,19 @@ use std::io;
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Command;
+use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_cookie;
 use socket2::{Domain, Protocol, Socket};
 
-use super::admission;
+use super::{admission, guest};
 use crate::hold::Hold;
 use crate::lease::Lease;
 use crate::probe::Kind;
+use crate::process::wait_readable;
 use crate::sys::notification::{self, Call, CallKind, Listener, Request, Verdict};
 
 /// A command that is about to be started with a supervisor.
@@ -63,12 +66,7 @@ impl Preparation {
             }
             leases.push(lease);
         }
-        Ok(Supervisor {
-            listener: self.0.listener()?,
-            holders,
-            leases,
-            untold: HashSet::new(),
-        })
+        Supervisor::new(self.0.listener()?, holders, leases)
     }
 }
 
@@ -79,11 +77,14 @@ impl Preparation {
 #[derive(Debug)]
 #[must_use = "binds fail once the supervisor is dropped"]
 pub struct Supervisor {
+    /// Where the listener is waited for, and the ends of guests.
+    events: OwnedFd,
     listener: Listener,
     // In this order: the sockets close before the locks are released, so that whoever leases a port
     // next finds it unused.
     holders: Vec<Holder>,
     leases: Vec<Lease>,
+    guests: Vec<Guest>,
     /// Sockets that were bound for callers who were gone, or interrupted, when they were to be told.
     /// An interrupted caller asks again.
     untold: HashSet<u64>,
@@ -97,11 +98,33 @@ struct Holder {
     socket: Socket,
 }
 
+impl Holder {
+    /// Returns what `socket` holds, if it is bound to a port.
+    fn new(socket: Socket) -> Option<Self> {
+        Some(Self {
+            port: local_port(&socket).filter(|&port| port != 0)?,
+            kind: kind(&socket)?,
+            socket,
+        })
+    }
+}
+
+/// A port of another supervisor's, which is below this one and cannot be asked itself.
+#[derive(Debug)]
+struct Guest {
+    holder: Holder,
+    /// A pidfd of the process whose hold it is. With it, it ends.
+    host: OwnedFd,
+}
+
+/// The most holds that others may entrust to one supervisor: each takes two of its descriptors.
+const MAX_GUESTS: usize = 256;
+
 /// What a call to [`Supervisor::answer`] came to.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Answered {
-    /// A call was answered that has nothing to do with the ports.
+    /// Nothing that concerns the ports: another call was answered, or the caller was gone.
     Other,
     /// A bind or a listen on this port was carried out, or failed as it would have by itself.
     Port(u16),
@@ -150,35 +173,64 @@ impl error::Error for StepDown {
 }
 
 impl Supervisor {
-    /// Takes over from a supervisor in another process, which has passed its descriptors on.
-    ///
-    /// `listener` is what [`AsFd`] gives there, `holders` what [`holders`](Self::holders) does. The
-    /// leases are the caller's business.
-    ///
-    /// # Errors
-    ///
-    /// [`io::ErrorKind::InvalidInput`] if one of `holders` is not a socket bound to a port.
-    pub fn adopt(listener: OwnedFd, holders: Vec<OwnedFd>) -> io::Result<Self> {
-        let holder = |fd: OwnedFd| -> Option<Holder> {
-            let socket = Socket::from(fd);
-            Some(Holder {
-                port: local_port(&socket)?,
-                kind: kind(&socket)?,
-                socket,
-            })
-        };
-        let holders: Option<Vec<Holder>> = holders.into_iter().map(holder).collect();
+    fn new(listener: Listener, holders: Vec<Holder>, leases: Vec<Lease>) -> io::Result<Self> {
+        let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(
+            &events,
+            &listener,
+            epoll::EventData::new_u64(LISTENER),
+            epoll::EventFlags::IN,
+        )?;
         Ok(Self {
-            listener: Listener::from_descriptor(listener),
-            holders: holders.ok_or(io::ErrorKind::InvalidInput)?,
-            leases: Vec::new(),
+            events,
+            listener,
+            holders,
+            leases,
+            guests: Vec::new(),
             untold: HashSet::new(),
         })
     }
 
-    /// Returns the descriptors of the sockets that hold the ports.
-    pub fn holders(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.holders.iter().map(|holder| holder.socket.as_fd())
+    /// Takes over from a supervisor in another process, which has passed its
+    /// [`descriptors`](Self::descriptors) on.
+    ///
+    /// The leases are the caller's business.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidInput`] if a holder is not a socket bound to a port.
+    pub fn adopt(descriptors: Descriptors<OwnedFd>) -> io::Result<Self> {
+        let bad = || io::Error::from(io::ErrorKind::InvalidInput);
+        let holder = |fd: OwnedFd| Holder::new(fd.into()).ok_or_else(bad);
+        let holders = descriptors
+            .holders
+            .into_iter()
+            .map(holder)
+            .collect::<io::Result<_>>()?;
+        let listener = Listener::from_descriptor(descriptors.listener);
+        let mut supervisor = Self::new(listener, holders, Vec::new())?;
+        for (host, socket) in descriptors.guests {
+            supervisor.welcome(host, holder(socket)?)?;
+        }
+        Ok(supervisor)
+    }
+
+    /// Returns what another process needs to take over from this one.
+    pub fn descriptors(&self) -> Descriptors<BorrowedFd<'_>> {
+        Descriptors {
+            listener: self.listener.as_fd(),
+            holders: self.holders.iter().map(|it| it.socket.as_fd()).collect(),
+            guests: self
+                .guests
+                .iter()
+                .map(|guest| (guest.host.as_fd(), guest.holder.socket.as_fd()))
+                .collect(),
+        }
+    }
+
+    /// Tells whether none of the command's processes is left.
+    pub fn has_ended(&self) -> bool {
+        self.listener.has_hung_up()
     }
 
     /// Returns the leases of the ports.
@@ -192,7 +244,7 @@ impl Supervisor {
     ///
     /// # Errors
     ///
-    /// What poll(2) or the listener reports.
+    /// What the listener reports.
     pub fn run(mut self, mut on_step_down: impl FnMut(&StepDown)) -> io::Result<()> {
         loop {
             match self.answer()? {
@@ -203,32 +255,30 @@ impl Supervisor {
         }
     }
 
-    /// Waits for a call, and answers it.
+    /// Waits until something happens, and answers a call if that is what it is.
     ///
     /// The supervisor's descriptor (it is [`AsFd`]) is readable or hung up when this would not
     /// wait.
     ///
     /// # Errors
     ///
-    /// What poll(2) or the listener reports.
+    /// What the listener reports.
     pub fn answer(&mut self) -> io::Result<Answered> {
-        let call = loop {
-            let mut fds = [PollFd::from_borrowed_fd(
-                self.listener.as_fd(),
-                PollFlags::IN,
-            )];
-            match poll(&mut fds, None) {
-                Ok(_) => {}
-                Err(Errno::INTR) => continue,
-                Err(err) => return Err(err.into()),
-            }
-            if fds[0].revents().contains(PollFlags::IN) {
-                if let Some(call) = self.listener.next()? {
-                    break call;
-                }
-            } else if fds[0].revents().contains(PollFlags::HUP) {
-                return Ok(Answered::Ended);
-            }
+        let mut events = Vec::with_capacity(8);
+        while epoll::wait(&self.events, spare_capacity(&mut events), None) == Err(Errno::INTR) {}
+        if events.iter().any(|event| event.data.u64() == GUEST) {
+            self.see_guests_off();
+        }
+        let Some(event) = events.iter().find(|event| event.data.u64() == LISTENER) else {
+            return Ok(Answered::Other);
+        };
+        // Copied out: the structure is packed.
+        let flags = event.flags;
+        if !flags.contains(epoll::EventFlags::IN) {
+            return Ok(Answered::Ended);
+        }
+        let Some(call) = self.listener.next()? else {
+            return Ok(Answered::Other);
         };
         let visit = match call.kind {
             CallKind::Bind {
@@ -236,14 +286,25 @@ impl Supervisor {
                 address,
                 length,
             } => self.bind(&call, fd, address, length),
-            CallKind::Listen { fd, backlog } => self.listen(&call, fd, backlog),
+            CallKind::Listen { fd, backlog } => match guest::Wish::from_backlog(backlog) {
+                Some(wish) => self.grant(&call, fd, wish),
+                None => self.listen(&call, fd, backlog),
+            },
         };
-        let Visit::CarriedOut(port, socket, result) = visit else {
-            self.listener.answer(&call, &Verdict::Continue)?;
-            return Ok(match visit {
-                Visit::LetGo(reason) => Answered::SteppedDown(reason),
-                _ => Answered::Other,
-            });
+        let (port, socket, result) = match visit {
+            Visit::CarriedOut(port, socket, result) => (port, socket, result),
+            Visit::Granted(result) => {
+                self.listener.answer(&call, &Verdict::Made(result))?;
+                return Ok(Answered::Other);
+            }
+            Visit::LetGo(reason) => {
+                self.listener.answer(&call, &Verdict::Continue)?;
+                return Ok(Answered::SteppedDown(reason));
+            }
+            Visit::Other => {
+                self.listener.answer(&call, &Verdict::Continue)?;
+                return Ok(Answered::Other);
+            }
         };
         let is_good = result.is_ok();
         let is_told = self.listener.answer(&call, &Verdict::Made(result))?;
@@ -301,13 +362,64 @@ impl Supervisor {
         Visit::CarriedOut(port, socket, errno(result))
     }
 
+    /// Does what a process that holds ports itself wishes: see [`guest`].
+    fn grant(&mut self, call: &Call, fd: i32, wish: guest::Wish) -> Visit {
+        // Whatever comes of it, the call itself is never made: the socket must not listen.
+        Visit::Granted(self.try_grant(call, fd, wish))
+    }
+
+    fn try_grant(&mut self, call: &Call, fd: i32, wish: guest::Wish) -> Result<(), Errno> {
+        let socket = Socket::from(call.descriptor(fd)?);
+        let host = call.process()?;
+        if !self.listener.is_waiting(call) {
+            return Err(Errno::SRCH);
+        }
+        let Some(holder) = Holder::new(socket) else {
+            // Somebody asks whether we are here.
+            return Ok(());
+        };
+        match wish {
+            guest::Wish::Entrust if self.guests.len() >= MAX_GUESTS => Err(Errno::NOBUFS),
+            guest::Wish::Entrust => self.welcome(host, holder),
+            guest::Wish::Withdraw => {
+                let cookie = socket_cookie(&holder.socket)?;
+                self.guests
+                    .retain(|guest| socket_cookie(&guest.holder.socket) != Ok(cookie));
+                Ok(())
+            }
+        }
+    }
+
+    fn welcome(&mut self, host: OwnedFd, holder: Holder) -> Result<(), Errno> {
+        epoll::add(
+            &self.events,
+            &host,
+            epoll::EventData::new_u64(GUEST),
+            epoll::EventFlags::IN,
+        )?;
+        self.guests.push(Guest { holder, host });
+        Ok(())
+    }
+
+    /// Lets go of the ports of guests that have ended.
+    fn see_guests_off(&mut self) {
+        self.guests.retain(|guest| {
+            let has_ended = wait_readable(guest.host.as_fd(), Some(Instant::now()));
+            !has_ended.unwrap_or(true)
+        });
+    }
+
     fn has(&self, port: u16) -> bool {
-        port != 0 && self.holders.iter().any(|holder| holder.port == port)
+        port != 0 && self.all_holders().any(|holder| holder.port == port)
+    }
+
+    fn all_holders(&self) -> impl Iterator<Item = &Holder> {
+        let guests = self.guests.iter().map(|guest| &guest.holder);
+        self.holders.iter().chain(guests)
     }
 
     fn holder(&self, port: u16, kind: Kind) -> Option<&Socket> {
-        self.holders
-            .iter()
+        self.all_holders()
             .find(|holder| (holder.port, holder.kind) == (port, kind))
             .map(|holder| &holder.socket)
     }
@@ -338,9 +450,24 @@ impl Supervisor {
 
 impl AsFd for Supervisor {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
+        self.events.as_fd()
     }
 }
+
+/// What a process needs to take over from a [`Supervisor`].
+#[derive(Debug)]
+pub struct Descriptors<Fd> {
+    /// Where the command's calls are asked about.
+    pub listener: Fd,
+    /// The sockets that hold the ports.
+    pub holders: Vec<Fd>,
+    /// The holds that others have entrusted to it: for each a pidfd of theirs, and a socket.
+    pub guests: Vec<(Fd, Fd)>,
+}
+
+/// What events are about.
+const LISTENER: u64 = 0;
+const GUEST: u64 = 1;
 
 /// What became of a call.
 enum Visit {
@@ -348,6 +475,8 @@ enum Visit {
     Other,
     /// It was carried out on this copy of the caller's socket.
     CarriedOut(u16, Socket, Result<(), Errno>),
+    /// It was a wish of one who has ports itself.
+    Granted(Result<(), Errno>),
     /// It is left to the caller, for whom a port was let go of.
     LetGo(StepDown),
 }

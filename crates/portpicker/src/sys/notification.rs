@@ -28,6 +28,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::thread;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -283,6 +284,12 @@ impl Listener {
         }))
     }
 
+    /// Tells whether none of the processes is left.
+    pub(crate) fn has_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(&self.0, PollFlags::empty())];
+        poll(&mut fds, Some(&Timespec::default())) == Ok(1)
+    }
+
     /// Tells whether the caller still waits. If so, what was found by its number is its own.
     pub(crate) fn is_waiting(&self, call: &Call) -> bool {
         let mut room = Room::<u64>::new();
@@ -331,8 +338,7 @@ impl Call {
     /// `EBADF` if it has none. `EPERM`: we may not look into the caller, since it runs for another
     /// user or a sandbox forbids it. `ESRCH`: it is gone.
     pub(crate) fn descriptor(&self, fd: RawFd) -> Result<OwnedFd, Errno> {
-        let pidfd = self.pidfd()?;
-        pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty())
+        pidfd_getfd(self.process()?, fd, PidfdGetfdFlags::empty())
     }
 
     /// Returns the caller's bytes at `address`, at most [`MAX_ADDRESS`].
@@ -367,7 +373,8 @@ impl Call {
         }
     }
 
-    fn pidfd(&self) -> Result<OwnedFd, Errno> {
+    /// Returns a pidfd of the caller.
+    pub(crate) fn process(&self) -> Result<OwnedFd, Errno> {
         let open = |pid: u32| {
             let pid = rustix::process::Pid::from_raw(pid as i32).ok_or(Errno::SRCH)?;
             pidfd_open(pid, PidfdFlags::empty())
