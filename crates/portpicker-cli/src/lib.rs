@@ -40,8 +40,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Some(inherited) = run::remain::inherited(&arguments) {
         return run::remain::remain(inherited);
     }
-    if let Some(passed) = run::passed(&arguments) {
-        return run::pass(&passed);
+    if let Some(passed) = run::passing::inherited(&arguments) {
+        return run::passing::pass(&passed);
+    }
+    if let Some(beginning) = run::beginning::inherited(&arguments) {
+        return run::beginning::begin(beginning);
     }
     let beginning = (arguments.get(1).is_some_and(|command| command == "serve"))
         .then(|| Beginning::of(&arguments, 2));

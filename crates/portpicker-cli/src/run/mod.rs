@@ -1,8 +1,9 @@
 //! `portpicker run`: a command with ports that are never free. And `portpicker wait`.
 
 mod arguments;
+pub(crate) mod beginning;
 mod names;
-mod passing;
+pub(crate) mod passing;
 pub(crate) mod remain;
 mod signals;
 
@@ -26,7 +27,6 @@ use serde_json::json;
 use self::arguments::HandOff;
 pub(crate) use self::arguments::{Arguments, WaitArguments};
 use self::names::NamedPorts;
-pub(crate) use self::passing::{inherited as passed, pass};
 use self::remain::Keep;
 use self::signals::{Event, Signals};
 use crate::exit::Exit;

@@ -12,8 +12,8 @@ use std::process::{self, Command, ExitCode};
 
 use rustix::io::FdFlags;
 
+use super::Failure;
 use super::names::NamedPorts;
-use super::{CANNOT_RUN, NOT_FOUND};
 use crate::inherited;
 use crate::output;
 
@@ -80,7 +80,7 @@ pub(crate) fn inherited(arguments: &[OsString]) -> Option<Passed> {
 
 /// Becomes the command.
 pub(crate) fn pass(passed: &Passed) -> ExitCode {
-    let err = match inherited::pass_on(&passed.sockets) {
+    let source = match inherited::pass_on(&passed.sockets) {
         Ok(()) => Command::new(&passed.program)
             .args(&passed.arguments)
             .env("LISTEN_FDS", passed.sockets.len().to_string())
@@ -89,13 +89,10 @@ pub(crate) fn pass(passed: &Passed) -> ExitCode {
             .exec(),
         Err(err) => err,
     };
-    let code = match err.kind() {
-        io::ErrorKind::NotFound => NOT_FOUND,
-        _ => CANNOT_RUN,
-    };
-    output::complain(&super::Failure::Command {
+    let failure = Failure::Command {
         program: passed.program.clone(),
-        source: err,
-    });
-    ExitCode::from(code)
+        source,
+    };
+    output::complain(&failure);
+    ExitCode::from(failure.exit())
 }

@@ -4,12 +4,11 @@ use std::ffi::OsStr;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::process::{Child, Command};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::guest::{entrust, withdraw};
+use super::guest::{can_entrust, entrust, withdraw};
 use super::{Preparation, StepDown};
 use crate::hold::Hold;
 use crate::lease::Lease;
@@ -55,6 +54,7 @@ impl Hold {
 pub struct HandOff {
     command: Command,
     holds: Vec<Hold>,
+    is_strict: bool,
 }
 
 impl HandOff {
@@ -66,7 +66,11 @@ impl HandOff {
         if let Some(hold) = holds.first() {
             command.env("PORT", hold.port().to_string());
         }
-        Self { command, holds }
+        Self {
+            command,
+            holds,
+            is_strict: false,
+        }
     }
 
     /// Adds an argument.
@@ -95,65 +99,95 @@ impl HandOff {
         self
     }
 
+    /// Rather fails than steps down: [`spawn`](Self::spawn) is to hand the ports off, or not start.
+    pub fn strict(mut self) -> Self {
+        self.is_strict = true;
+        self
+    }
+
     /// Starts the command, and a thread that carries out its binds.
     ///
     /// The thread ends with the last of the command's processes; so do the hold and the lease. This
     /// is the only thread that the library starts: somebody must answer as long as any of them may
-    /// bind. Below `portpicker run`, or another command that was handed ports, that supervisor
-    /// carries the binds out, there is no thread, and the hold ends when what this returns is
-    /// dropped.
+    /// bind. Below `portpicker run`, or another command that was handed ports, the supervisor above
+    /// carries the binds out, and there is no thread.
+    ///
+    /// Where the system refuses what is needed, this steps down, and
+    /// [`HandedOff::step_down`] says why. A port whose bind can be seen and not carried out is let go
+    /// of at that moment, and only leased from then on. If it cannot even be seen, the hold's door is
+    /// open ([`Hold::open_door`]): a server that does not set SO_REUSEADDR cannot bind the port then.
     ///
     /// # Errors
     ///
-    /// What [`Command::spawn`] reports. [`io::ErrorKind::Unsupported`] with a [`StepDown`] if the
-    /// command cannot be supervised here; the command has not started then, and
-    /// [`Hold::open_door`] or [`Hold::into_lease`] are what remains.
+    /// What [`Command::spawn`] reports. [`io::ErrorKind::Unsupported`] with a [`StepDown`] instead of
+    /// a weaker promise if it has to be [strict](Self::strict).
     pub fn spawn(mut self) -> io::Result<HandedOff> {
-        let unsupported = |reason| io::Error::new(io::ErrorKind::Unsupported, reason);
-        match Preparation::is_possible() {
-            Ok(()) => {}
-            Err(reason @ StepDown::NoCopies(_)) => return Err(unsupported(reason)),
-            Err(reason) => return self.spawn_as_guest().ok_or_else(|| unsupported(reason))?,
-        }
-        let preparation = Preparation::new(&mut self.command)?;
-        let child = self.command.spawn()?;
         let ports = self.holds.iter().map(Hold::port).collect();
-        let supervisor = preparation.supervisor(self.holds)?;
-        thread::Builder::new()
-            .name("portpicker".to_owned())
-            .spawn(move || {
-                // There is nobody to tell. If it fails, the command's binds fail.
-                _ = supervisor.run(|_: &StepDown| {});
-            })?;
+        let mut preparation = None;
+        let (step_down, kept) = match Preparation::is_possible() {
+            Err(StepDown::NoNotification(_)) if can_entrust() => {
+                (None, Kept::entrusted(self.holds)?)
+            }
+            Err(reason) if self.is_strict => {
+                return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
+            }
+            Err(reason @ StepDown::NoNotification(_)) => {
+                (Some(reason), Kept::with_open_doors(self.holds)?)
+            }
+            possible => {
+                preparation = Some((Preparation::new(&mut self.command)?, self.holds));
+                (possible.err(), Kept::default())
+            }
+        };
+        let child = self.command.spawn()?;
+        if let Some((preparation, holds)) = preparation {
+            preparation.supervisor(holds)?.run_in_background()?;
+        }
         Ok(HandedOff {
             child,
             ports,
-            entrusted: Vec::new(),
-            _leases: Vec::new(),
+            step_down,
+            _kept: kept,
         })
     }
+}
 
-    /// Starts the command in the care of the supervisor that this process is below, if there is one.
-    fn spawn_as_guest(mut self) -> Option<io::Result<HandedOff>> {
-        let ports = self.holds.iter().map(Hold::port).collect();
-        let (mut leases, mut holders) = (Vec::new(), Vec::new());
-        for hold in self.holds {
+/// What this process keeps of the ports of a command, where no thread of its own does.
+#[derive(Debug, Default)]
+struct Kept {
+    // In this order: the sockets close before the leases end.
+    entrusted: Vec<Socket>,
+    _leases: Vec<Lease>,
+    _holds: Vec<Hold>,
+}
+
+impl Kept {
+    /// Has the supervisor that this process is below look after `holds`.
+    fn entrusted(holds: Vec<Hold>) -> io::Result<Self> {
+        let mut kept = Self::default();
+        for hold in holds {
             let (lease, bound) = hold.into_parts();
-            holders.extend(bound.tcp);
-            holders.extend(bound.udp);
-            leases.push(lease);
+            kept.entrusted.extend(bound.tcp);
+            kept.entrusted.extend(bound.udp);
+            kept._leases.push(lease);
         }
-        entrust(&holders).ok()?;
-        let child = self.command.spawn();
-        if child.is_err() {
-            withdraw(&holders);
+        entrust(&kept.entrusted)?;
+        Ok(kept)
+    }
+
+    fn with_open_doors(mut holds: Vec<Hold>) -> io::Result<Self> {
+        for hold in &mut holds {
+            hold.open_door().map_err(io::Error::other)?;
         }
-        Some(child.map(|child| HandedOff {
-            child,
-            ports,
-            entrusted: holders,
-            _leases: leases,
-        }))
+        let mut kept = Self::default();
+        kept._holds.append(&mut holds);
+        Ok(kept)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        withdraw(&self.entrusted);
     }
 }
 
@@ -162,12 +196,19 @@ impl HandOff {
 pub struct HandedOff {
     child: Child,
     ports: Vec<u16>,
-    /// What this process keeps itself, below another supervisor. The sockets close first.
-    entrusted: Vec<Socket>,
-    _leases: Vec<Lease>,
+    step_down: Option<StepDown>,
+    _kept: Kept,
 }
 
 impl HandedOff {
+    /// Returns why the ports are not handed off as they should be, if they are not.
+    ///
+    /// Known when the command is started. That its binds cannot be carried out may turn out later
+    /// too, if the command becomes another user's for example; nobody is told then.
+    pub fn step_down(&self) -> Option<&StepDown> {
+        self.step_down.as_ref()
+    }
+
     /// Returns the ports, in the order of the holds.
     pub fn ports(&self) -> &[u16] {
         &self.ports
@@ -202,12 +243,6 @@ impl HandedOff {
             }
         }
         Ok(())
-    }
-}
-
-impl Drop for HandedOff {
-    fn drop(&mut self) {
-        withdraw(&self.entrusted);
     }
 }
 

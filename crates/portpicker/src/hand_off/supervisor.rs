@@ -7,6 +7,7 @@ use std::io;
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Command;
+use std::thread;
 use std::time::Instant;
 
 use rustix::buffer::spare_capacity;
@@ -46,6 +47,27 @@ impl Preparation {
     /// [`is_possible`](Self::is_possible) first.
     pub fn new(command: &mut Command) -> io::Result<Self> {
         Request::prepare(command).map(Self)
+    }
+
+    /// Returns a preparation of a command that is started by other means than [`Command`], and the
+    /// descriptor that [`begin`](Self::begin) needs there.
+    ///
+    /// # Errors
+    ///
+    /// What socketpair(2) reports.
+    pub fn elsewhere() -> io::Result<(Self, OwnedFd)> {
+        let (request, socket) = Request::elsewhere()?;
+        Ok((Self(request), socket))
+    }
+
+    /// Has this process supervised from now on, and what it becomes or starts: for a program that
+    /// becomes the command (execve(2)).
+    ///
+    /// # Errors
+    ///
+    /// What seccomp(2) or sendmsg(2) reports.
+    pub fn begin(socket: impl AsFd) -> io::Result<()> {
+        notification::begin(socket.as_fd())
     }
 
     /// Returns the supervisor of the command, which has been started, for the ports in `holds`.
@@ -253,6 +275,21 @@ impl Supervisor {
                 Answered::Ended => return Ok(()),
             }
         }
+    }
+
+    /// Answers calls in a thread of its own, until none of the command's processes is left.
+    ///
+    /// # Errors
+    ///
+    /// What starting a thread reports.
+    pub fn run_in_background(self) -> io::Result<()> {
+        thread::Builder::new()
+            .name("portpicker".to_owned())
+            .spawn(move || {
+                // There is nobody to tell. If it fails, the command's binds fail.
+                _ = self.run(|_| {});
+            })?;
+        Ok(())
     }
 
     /// Waits until something happens, and answers a call if that is what it is.

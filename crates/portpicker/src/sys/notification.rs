@@ -53,28 +53,35 @@ const WAIT_KILLABLE: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_REC
 pub(crate) struct Request {
     ours: OwnedFd,
     /// Open until the command has been started: it inherits a copy.
-    theirs: OwnedFd,
+    theirs: Option<OwnedFd>,
 }
 
 impl Request {
     /// Prepares `command` to start with the filter.
     pub(crate) fn prepare(command: &mut Command) -> io::Result<Self> {
+        let (request, theirs) = Self::elsewhere()?;
+        let socket = theirs.as_raw_fd();
+        let before_exec = move || {
+            // SAFETY: open in the parent until it has started us, so it is in us.
+            begin(unsafe { BorrowedFd::borrow_raw(socket) })
+        };
+        // SAFETY: the closure allocates nothing, takes no lock, and calls only the kernel.
+        unsafe { command.pre_exec(before_exec) };
+        Ok(Self {
+            theirs: Some(theirs),
+            ..request
+        })
+    }
+
+    /// Returns a request, and the socket that [`begin`] needs in the process that is to be asked for.
+    pub(crate) fn elsewhere() -> io::Result<(Self, OwnedFd)> {
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
             SocketFlags::CLOEXEC,
             None,
         )?;
-        let socket = theirs.as_raw_fd();
-        let before_exec = move || {
-            // SAFETY: open in the parent until it has started us, so it is in us.
-            let socket = unsafe { BorrowedFd::borrow_raw(socket) };
-            let listener = install()?;
-            send(socket, listener.as_fd())
-        };
-        // SAFETY: the closure allocates nothing, takes no lock, and calls only the kernel.
-        unsafe { command.pre_exec(before_exec) };
-        Ok(Self { ours, theirs })
+        Ok((Self { ours, theirs: None }, theirs))
     }
 
     /// Returns where the command's calls are asked about, after it has been started.
@@ -82,6 +89,12 @@ impl Request {
         drop(self.theirs);
         receive(self.ours.as_fd()).map(Listener)
     }
+}
+
+/// Installs the filter, and sends the listener to whoever has the other end of `socket`.
+pub(crate) fn begin(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let listener = install()?;
+    send(socket, listener.as_fd())
 }
 
 /// Tells whether this process may ask for the calls of its children.
