@@ -1,7 +1,6 @@
 //! The ports of this process: picked, returned, and reserved.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::Error;
@@ -9,7 +8,9 @@ use crate::attempt::{Attempt, Attempts};
 use crate::candidates::Candidates;
 use crate::error::Result;
 use crate::lease::{Grantor, Keeping, Lease};
+use crate::occupied::RecentlyOccupied;
 use crate::picker::Picker;
+use crate::port_bits::PortBits;
 use crate::probe::{Answer, Family, Kind, Prober, Scope};
 use crate::sys::fork::PerProcess;
 use crate::sys::lock::Locker;
@@ -19,6 +20,7 @@ use crate::walk::Random;
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) random: Random,
+    pub(crate) occupied: RecentlyOccupied,
     candidates: Mutex<Option<Arc<Candidates>>>,
     ports: Mutex<Ports>,
 }
@@ -40,34 +42,6 @@ static STATE: PerProcess<State> = PerProcess::new();
 ///
 /// A forked child starts with its parent's, and rightly: it shares their locks.
 pub(crate) static LOCKED: PortBits = PortBits::new();
-
-/// A set of ports that changes without a lock, and so cannot be found locked after a fork.
-#[derive(Debug)]
-pub(crate) struct PortBits([AtomicU64; 1024]);
-
-impl PortBits {
-    const fn new() -> Self {
-        Self([const { AtomicU64::new(0) }; 1024])
-    }
-
-    pub(crate) fn insert(&self, port: u16) {
-        self.word(port)
-            .fetch_or(1 << (port % 64), Ordering::Relaxed);
-    }
-
-    pub(crate) fn remove(&self, port: u16) {
-        self.word(port)
-            .fetch_and(!(1 << (port % 64)), Ordering::Relaxed);
-    }
-
-    fn contains(&self, port: u16) -> bool {
-        self.word(port).load(Ordering::Relaxed) & (1 << (port % 64)) != 0
-    }
-
-    fn word(&self, port: u16) -> &AtomicU64 {
-        &self.0[usize::from(port / 64)]
-    }
-}
 
 pub(crate) fn state() -> &'static State {
     STATE.get()

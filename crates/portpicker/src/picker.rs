@@ -470,7 +470,7 @@ impl Picker {
             Some(exclude) => ports.difference(exclude).map(Cow::Owned),
         };
         let space = Space::new(ports.as_deref(), &self.prefer, self.exclude.as_ref());
-        search(request, &space, self.scope, &state.random)
+        search(request, &space, self.scope, state)
     }
 }
 

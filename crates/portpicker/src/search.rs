@@ -7,6 +7,8 @@ use crate::attempt::{Attempt, Attempts};
 use crate::error::{Error, Result, Tally};
 use crate::hold::Hold;
 use crate::lease::Lease;
+use crate::occupied::RecentlyOccupied;
+use crate::owned::State;
 use crate::probe::{Prober, Scope};
 use crate::sys::socket_table::time_wait_ports;
 use crate::walk::{self, Random};
@@ -97,7 +99,7 @@ pub(crate) fn search(
     request: Request,
     space: &Space<'_>,
     scope: Scope,
-    random: &Random,
+    state: &State,
 ) -> Result<Vec<Hold>> {
     let candidates = space.len();
     // A block at a preferred port may be larger than the space.
@@ -115,11 +117,17 @@ pub(crate) fn search(
         ..Tally::default()
     };
     let attempts = Attempts::in_scope(scope);
+    // What one transport or address has of a port, others may not have.
+    let occupied = (scope == Scope::default()).then_some(&state.occupied);
+    if let Some(occupied) = occupied {
+        occupied.refresh();
+    }
     let mut pass = Pass {
         request,
         space,
-        random,
+        random: &state.random,
         attempts,
+        occupied,
         time_wait: None,
         tally,
     };
@@ -157,6 +165,8 @@ struct Pass<'a> {
     space: &'a Space<'a>,
     random: &'a Random,
     attempts: Attempts,
+    /// If it is about all addresses and both transports, as this search.
+    occupied: Option<&'a RecentlyOccupied>,
     /// In the second pass.
     time_wait: Option<TimeWait>,
     tally: Tally,
@@ -189,10 +199,22 @@ impl Pass<'_> {
                 return Ok(true);
             }
             Attempt::LeasedElsewhere => self.tally.leased += 1,
-            Attempt::Occupied => self.tally.occupied += 1,
+            Attempt::Occupied => {
+                self.tally.occupied += 1;
+                if let Some(occupied) = self.occupied {
+                    occupied.insert(port);
+                }
+            }
             Attempt::Forbidden => self.tally.forbidden += 1,
         }
         Ok(false)
+    }
+
+    /// Tells whether `port` was in use a moment ago, and should be tried when nothing else is left.
+    fn is_unlikely(&self, port: u16) -> bool {
+        self.occupied
+            .is_some_and(|occupied| occupied.contains(port))
+            && !self.space.preferred.contains(&port)
     }
 
     /// Adds to `found` until it has enough or every candidate was tried.
@@ -200,13 +222,24 @@ impl Pass<'_> {
         let (space, random) = (self.space, self.random);
         // In the second pass: not to be counted as somebody else's.
         let found_before: HashSet<u16> = found.iter().map(Hold::port).collect();
+        let mut put_off = Vec::new();
         for port in space.candidates(random) {
             if found_before.contains(&port) {
                 continue;
             }
+            if self.is_unlikely(port) {
+                put_off.push(port);
+                continue;
+            }
             self.try_port(port, found)?;
             if found.len() == self.request.count {
-                break;
+                return Ok(());
+            }
+        }
+        for port in put_off {
+            self.try_port(port, found)?;
+            if found.len() == self.request.count {
+                return Ok(());
             }
         }
         Ok(())
