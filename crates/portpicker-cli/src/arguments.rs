@@ -196,8 +196,8 @@ pub(crate) fn long_after_help() -> String {
          Environment:\n  \
          PORTSERVER_ADDRESS  Port server to ask: the path of its socket, or @name\n  \
          PORTPICKER_PORTS    Ports to choose from, such as 20000-20999,30000\n\n\
-         The other options have no variable: set for one script, it would change the picks\n\
-         of every program below it.",
+         The other options have no variable: set for one script, it would change the\n\
+         picks of every program below it.",
         exit::HELP
     )
 }

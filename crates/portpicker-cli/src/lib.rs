@@ -48,8 +48,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
     let beginning = (arguments.get(1).is_some_and(|command| command == "serve"))
         .then(|| Beginning::of(&arguments, 2));
+    let is_run = arguments.get(1).is_some_and(|command| command == "run");
     let arguments = match parse::<Arguments>(&arguments) {
         Ok(arguments) => arguments,
+        // Every other status may be the command's.
+        Err(Exit::Usage) if is_run => return run::FAILED.into(),
         Err(exit) => return exit.into(),
     };
     let result = match arguments.command {

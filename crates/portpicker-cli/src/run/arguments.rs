@@ -43,8 +43,17 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) wanted: Wanted,
 
-    /// How the ports pass to COMMAND
-    #[arg(long, value_name = "HOW", value_enum, default_value_t = HandOff::Auto)]
+    /// How they pass: auto, strict, door, or lease
+    ///
+    /// `auto` takes the strongest that works here, and says so if that is not `strict`. `strict`
+    /// fails instead: binds are carried out for COMMAND, and the port is never free. `door`: the
+    /// port is held, but for servers that set SO_REUSEADDR; others cannot bind it. `lease`: strangers
+    /// to portpicker could bind it; for set-uid programs, and where a process outside of COMMAND
+    /// binds, such as `docker run -p`.
+    #[arg(
+        long, value_name = "HOW", value_enum, default_value_t = HandOff::Auto,
+        hide_possible_values = true
+    )]
     pub(crate) hand_off: HandOff,
 
     /// Pass listening sockets, as systemd does
@@ -58,14 +67,13 @@ pub(crate) struct Arguments {
     #[arg(long)]
     pub(crate) literal: bool,
 
-    /// Return when COMMAND listens, and leave it running
+    /// Return when COMMAND listens, within S seconds
     ///
-    /// The ports are printed, one on each line, once something listens on all of them; COMMAND
+    /// It is left running. The ports are printed, one on each line, once something listens on all of them; COMMAND
     /// goes on in the background, with the ports. If nothing listens in time, COMMAND is ended and
     /// the status is 125. It reads nothing, and what it writes to stdout goes to stderr.
-    #[arg(
-        long, value_name = "SECONDS", value_parser = parse_seconds, allow_hyphen_values = true
-    )]
+    // One letter, so that the short help has one line for each option.
+    #[arg(long, value_name = "S", value_parser = parse_seconds, allow_hyphen_values = true)]
     pub(crate) wait_listening: Option<Duration>,
 
     /// With --wait-listening, print JSON instead
@@ -82,14 +90,13 @@ pub(crate) struct Arguments {
 /// How ports pass to the command. Each is weaker than the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum HandOff {
-    /// The strongest that works here; says so if that is not `strict`
+    /// The strongest that works here; says so if that is not `Strict`.
     Auto,
-    /// Binds are carried out for COMMAND: the port is never free. Or fail
+    /// Binds are carried out for the command: the port is never free. Or fail.
     Strict,
-    /// The port is held, but for servers that set SO_REUSEADDR; others cannot bind it
+    /// The port is held, but for servers that set SO_REUSEADDR; others cannot bind it.
     Door,
-    /// The port is leased: strangers to portpicker could bind it. For set-uid programs, and where
-    /// a process outside of COMMAND binds, such as `docker run -p`
+    /// The port is leased: strangers to portpicker could bind it.
     Lease,
 }
 

@@ -33,7 +33,7 @@ use crate::exit::Exit;
 use crate::output;
 
 /// The exit codes of env(1), for what is not the command's own.
-const FAILED: u8 = 125;
+pub(crate) const FAILED: u8 = 125;
 const CANNOT_RUN: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
