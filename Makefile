@@ -7,9 +7,9 @@ SKIPPED = $(CURDIR)/target/skipped
 # What a fallback's build is not shared with: it has other flags.
 fallback = RUSTFLAGS='--cfg portpicker_force="$(1)"' cargo $(2) --target-dir target/force-$(1)
 
-.PHONY: test format clippy docs unit fallbacks benches fuzz deploy bench command clean
+.PHONY: test format clippy docs unit fallbacks benches fuzz deploy python bench command clean
 
-test: start format clippy docs unit fallbacks benches fuzz deploy command
+test: start format clippy docs unit fallbacks benches fuzz deploy python command
 	@if [ -s $(SKIPPED) ]; then echo "skipped here:"; sort -u $(SKIPPED) | sed 's/^/  /'; \
 	else echo "nothing was skipped"; fi
 
@@ -46,6 +46,10 @@ fuzz:
 # The files in deploy/, each by a tool that knows its kind.
 deploy:
 	PORTPICKER_SKIPPED=$(SKIPPED) deploy/check
+
+# The wheel, in a virtual environment of its own.
+python:
+	PORTPICKER_SKIPPED=$(SKIPPED) python/tests/run
 
 # The README's first command.
 command:
