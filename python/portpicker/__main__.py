@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 
-def _folders() -> Iterator[str]:
+def folders() -> Iterator[str]:
     """Where installers put programs, the likeliest first."""
     # Links are not followed: they may lead into an installer's cache.
     folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -29,7 +29,7 @@ def _folders() -> Iterator[str]:
 def main() -> None:
     """Start the command in the place of this interpreter, so that its parent is the caller."""
     failures = []
-    for folder in _folders():
+    for folder in folders():
         program = os.path.join(folder, "portpicker")
         try:
             os.execv(program, ["portpicker", *sys.argv[1:]])

@@ -1,204 +1,173 @@
 //! What a caller may write for a port, a set of ports, a transport, a time.
+//!
+//! The errors are those of Python's own functions: `TypeError` for an object of the wrong kind,
+//! `OverflowError` for a port out of range, as from `socket.bind`, and `ValueError` for the rest.
+//! These are functions and no `FromPyObject`, whose errors PyO3 gives notes that would name the
+//! arguments of the extension's own functions.
 
+use std::fmt::Display;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use portpicker::process::Pid;
-use portpicker::{Kind, PortSet, Server};
+use portpicker::{Kind, ParsePortSetError, PortSet, Server};
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyInt, PyString};
+use pyo3::types::{PyBool, PyBytes, PyString};
 
-/// A port: a whole number from 0 to 65535.
-pub(crate) struct Port(pub(crate) u16);
+/// Reads a port, as an int or as anything that has an index, such as a lease: from 0 to 65535.
+pub(crate) fn port(object: &Bound<'_, PyAny>) -> PyResult<u16> {
+    object.extract().or_else(|_| {
+        let number = index(object, "a port")?;
+        Err(PyOverflowError::new_err(format!(
+            "a port must be from 0 to 65535, not {number}"
+        )))
+    })
+}
 
-impl<'py> FromPyObject<'_, 'py> for Port {
-    type Error = PyErr;
-
-    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        // As the socket module has it: OverflowError for a number, TypeError for anything else.
-        if !object.is_instance_of::<PyInt>() {
-            let kind = object.get_type().name()?;
-            return Err(PyTypeError::new_err(format!(
-                "a port is an int, not {kind}"
-            )));
-        }
-        match object.extract::<u16>() {
-            Ok(port) => Ok(Self(port)),
-            Err(_) => Err(PyOverflowError::new_err(format!(
-                "a port is a number from 0 to 65535, not {}",
-                *object
-            ))),
-        }
+/// Reads how many ports.
+pub(crate) fn count(object: &Bound<'_, PyAny>) -> PyResult<usize> {
+    let number = index(object, "count")?;
+    match number.extract::<u16>() {
+        Ok(count) => Ok(count.into()),
+        Err(_) => Err(PyValueError::new_err(format!(
+            "count must be from 0 to 65535, not {number}"
+        ))),
     }
 }
 
-/// A set of ports: `"20000-20999,21500"`, a port, or any iterable of ports.
-pub(crate) struct Ports(pub(crate) PortSet);
-
-impl<'py> FromPyObject<'_, 'py> for Ports {
-    type Error = PyErr;
-
-    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        if let Ok(text) = object.cast::<PyString>() {
-            let set = text.to_cow()?.parse();
-            return set.map(Self).map_err(|err: portpicker::ParsePortSetError| {
-                PyValueError::new_err(err.to_string())
-            });
-        }
-        PortSet::from_ports(ports(object)?)
-            .map(Self)
-            .ok_or_else(|| PyValueError::new_err("an empty set of ports"))
-    }
-}
-
-/// Ports in an order: a port, or any iterable of ports.
-pub(crate) struct PortList(pub(crate) Vec<u16>);
-
-impl<'py> FromPyObject<'_, 'py> for PortList {
-    type Error = PyErr;
-
-    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        ports(object).map(Self)
-    }
-}
-
-fn ports(object: Borrowed<'_, '_, PyAny>) -> PyResult<Vec<u16>> {
-    if object.is_instance_of::<PyInt>() {
-        return Ok(vec![object.extract::<Port>()?.0]);
-    }
+/// Returns `object` as an int of any size, if it is a whole number.
+fn index<'py>(object: &Bound<'py, PyAny>, what: impl Display) -> PyResult<Bound<'py, PyAny>> {
     object
-        .try_iter()?
-        .map(|port| Ok(port?.extract::<Port>()?.0))
-        .collect()
+        .call_method0("__index__")
+        .map_err(|_| wrong_type(what, "an int", object))
 }
 
-/// How many ports.
-pub(crate) struct Count(pub(crate) usize);
-
-impl<'py> FromPyObject<'_, 'py> for Count {
-    type Error = PyErr;
-
-    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        if !object.is_instance_of::<PyInt>() {
-            let kind = object.get_type().name()?;
-            return Err(PyTypeError::new_err(format!(
-                "a count is an int, not {kind}"
-            )));
-        }
-        match object.extract::<i64>() {
-            Ok(count @ 0..=65_535) => Ok(Self(count as usize)),
-            _ => Err(PyValueError::new_err(format!(
-                "a count of ports is a number from 0 to 65535, not {}",
-                *object
-            ))),
-        }
+fn wrong_type(what: impl Display, right: &str, object: &Bound<'_, PyAny>) -> PyErr {
+    match object.get_type().name() {
+        Ok(kind) => PyTypeError::new_err(format!("{what} must be {right}, not {kind}")),
+        Err(err) => err,
     }
 }
 
-/// A transport: `"tcp"` or `"udp"`.
-pub(crate) struct Transport(pub(crate) Kind);
+/// Reads a set of ports: `"20000-20999,21500"`, a port, or an iterable of ports. `None` if it is
+/// empty.
+pub(crate) fn port_set(name: &str, object: &Bound<'_, PyAny>) -> PyResult<Option<PortSet>> {
+    if let Ok(text) = object.cast::<PyString>() {
+        let set = text.to_cow()?.parse();
+        return set
+            .map(Some)
+            .map_err(|err: ParsePortSetError| bad_value(name, err));
+    }
+    let right = "a port, an iterable of ports, or a text such as '20000-20999,21500'";
+    Ok(PortSet::from_ports(ports(name, right, object)?))
+}
 
-impl<'py> FromPyObject<'_, 'py> for Transport {
-    type Error = PyErr;
+/// Reads ports in an order: a port, or an iterable of ports.
+pub(crate) fn port_list(name: &str, object: &Bound<'_, PyAny>) -> PyResult<Vec<u16>> {
+    ports(name, "a port or an iterable of ports", object)
+}
 
-    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        match object.extract::<String>()?.as_str() {
-            "tcp" => Ok(Self(Kind::Tcp)),
-            "udp" => Ok(Self(Kind::Udp)),
-            other => Err(PyValueError::new_err(format!(
-                "a transport is 'tcp' or 'udp', not {other:?}"
-            ))),
-        }
+fn ports(name: &str, right: &str, object: &Bound<'_, PyAny>) -> PyResult<Vec<u16>> {
+    if object.hasattr("__index__")? {
+        return Ok(vec![existing_port(name, object)?]);
+    }
+    // They can be iterated over as well, and have letters and not ports.
+    let is_text = object.is_instance_of::<PyString>() || object.is_instance_of::<PyBytes>();
+    match object.try_iter() {
+        Ok(objects) if !is_text => objects
+            .map(|object| existing_port(name, &object?))
+            .collect(),
+        _ => Err(wrong_type(name, right, object)),
     }
 }
 
-/// A local address, such as `"127.0.0.1"` or an object of the module ipaddress.
-pub(crate) struct Address(pub(crate) IpAddr);
-
-impl<'py> FromPyObject<'_, 'py> for Address {
-    type Error = PyErr;
-
-    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        let text = object.str()?;
-        let text = text.to_cow()?;
-        text.parse()
-            .map(Self)
-            .map_err(|_| PyValueError::new_err(format!("{text:?} is not an IPv4 or IPv6 address")))
+/// Reads a port that somebody can have: not 0.
+fn existing_port(name: &str, object: &Bound<'_, PyAny>) -> PyResult<u16> {
+    let number = index(object, format_args!("{name}: a port"))?;
+    match number.extract() {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err(PyOverflowError::new_err(format!(
+            "{name}: a port must be from 1 to 65535, not {number}"
+        ))),
     }
 }
 
-/// A time in seconds, as a number; not negative.
-pub(crate) struct Seconds(pub(crate) Duration);
+/// Reads a transport: `"tcp"` or `"udp"`.
+pub(crate) fn transport(name: &str, object: &Bound<'_, PyAny>) -> PyResult<Kind> {
+    match object.extract::<String>().as_deref() {
+        Ok("tcp") => Ok(Kind::Tcp),
+        Ok("udp") => Ok(Kind::Udp),
+        _ => Err(PyValueError::new_err(format!(
+            "{name} must be 'tcp' or 'udp', not {}",
+            object.repr()?
+        ))),
+    }
+}
 
-impl<'py> FromPyObject<'_, 'py> for Seconds {
-    type Error = PyErr;
+/// Reads a local address, such as `"127.0.0.1"` or an object of the module ipaddress.
+pub(crate) fn address(name: &str, object: &Bound<'_, PyAny>) -> PyResult<IpAddr> {
+    match object.str()?.to_cow()?.parse() {
+        Ok(address) => Ok(address),
+        Err(_) => Err(PyValueError::new_err(format!(
+            "{name} must be an IPv4 or IPv6 address, not {}",
+            object.repr()?
+        ))),
+    }
+}
 
-    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        let seconds: f64 = object.extract()?;
-        let bad = || {
-            PyValueError::new_err(format!(
-                "a time is a number of seconds, 0 or more, not {seconds}"
-            ))
-        };
-        if seconds.is_nan() || seconds < 0.0 {
-            return Err(bad());
-        }
-        // As long as one likes: infinity, too.
-        Ok(Self(
-            Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX),
+/// Reads a time: a number of seconds, not negative.
+pub(crate) fn seconds(name: &str, object: &Bound<'_, PyAny>) -> PyResult<Duration> {
+    let Ok(seconds) = object.extract::<f64>() else {
+        return Err(wrong_type(name, "a number of seconds", object));
+    };
+    if seconds.is_nan() || seconds < 0.0 {
+        return Err(PyValueError::new_err(format!(
+            "{name} must be a number of seconds from 0 up, not {seconds}"
+        )));
+    }
+    // As long as one likes: infinity, too.
+    Ok(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}
+
+/// Reads a process: its number.
+pub(crate) fn process(name: &str, object: &Bound<'_, PyAny>) -> PyResult<Pid> {
+    let number = index(object, name)?;
+    let pid = number.extract().ok().and_then(Pid::new);
+    pid.ok_or_else(|| {
+        PyValueError::new_err(format!(
+            "{name} must be the number of a process, from 1 to 2147483647, not {number}"
         ))
-    }
+    })
 }
 
-/// A process: its number.
-pub(crate) struct Process(pub(crate) Pid);
-
-impl<'py> FromPyObject<'_, 'py> for Process {
-    type Error = PyErr;
-
-    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        let number: i64 = object.extract()?;
-        u32::try_from(number)
-            .ok()
-            .and_then(Pid::new)
-            .map(Self)
-            .ok_or_else(|| {
-                PyValueError::new_err(format!(
-                    "a process id is a number from 1 to 2147483647, not {number}"
-                ))
-            })
-    }
-}
-
-/// Which port server to ask: an address, or `False` for none. `None` and `""` mean the one in
+/// Reads which port server to ask: an address, or `False` for none. `""` means the one in
 /// `PORTSERVER_ADDRESS`.
-pub(crate) struct PortServer(pub(crate) Server);
+pub(crate) fn server(name: &str, object: &Bound<'_, PyAny>) -> PyResult<Server> {
+    if object.cast::<PyBool>().is_ok_and(|flag| !flag.is_true()) {
+        return Ok(Server::None);
+    }
+    let Ok(path) = object.extract::<PathBuf>() else {
+        return Err(wrong_type(name, "a path, '@name', or False", object));
+    };
+    if path.as_os_str().is_empty() {
+        return Ok(Server::Environment);
+    }
+    let address = path.to_string_lossy().parse();
+    address
+        .map(Server::At)
+        .map_err(|err: portpicker::ParseServerAddressError| bad_value(name, err))
+}
 
-impl Default for PortServer {
-    fn default() -> Self {
-        Self(Server::Environment)
+/// Reads a text for people.
+pub(crate) fn text(name: &str, object: &Bound<'_, PyAny>) -> PyResult<String> {
+    match object.cast::<PyString>() {
+        Ok(text) => Ok(text.to_cow()?.into_owned()),
+        Err(_) => Err(wrong_type(name, "a str", object)),
     }
 }
 
-impl<'py> FromPyObject<'_, 'py> for PortServer {
-    type Error = PyErr;
-
-    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        if let Ok(answer) = object.cast::<PyBool>() {
-            return if answer.is_true() {
-                Ok(Self::default())
-            } else {
-                Ok(Self(Server::None))
-            };
-        }
-        let text: String = object.extract()?;
-        if text.is_empty() {
-            return Ok(Self::default());
-        }
-        match text.parse() {
-            Ok(address) => Ok(Self(Server::At(address))),
-            Err(err) => Err(PyValueError::new_err(format!("{err}"))),
-        }
-    }
+fn bad_value(name: &str, err: impl Display) -> PyErr {
+    PyValueError::new_err(format!("{name}: {err}"))
 }

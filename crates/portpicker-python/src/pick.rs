@@ -1,15 +1,18 @@
 //! Picking: Python's keyword arguments as a `Picker`.
 
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use portpicker::{Picker, Server};
-use pyo3::exceptions::PyTypeError;
+use portpicker::{Picker, Server, ServerAddress};
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
-use crate::convert::{Address, Count, PortList, PortServer, Ports, Process, Seconds, Transport};
+use crate::convert;
 use crate::errors::exception;
 use crate::hold::Hold;
 use crate::lease::Lease;
@@ -17,42 +20,81 @@ use crate::lease::Lease;
 /// How often a pick that waits looks whether the interpreter was interrupted, as by ^C.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A picker, from a dictionary of options. `None` leaves an option at its default.
-#[derive(Debug)]
-pub(crate) struct Options(Picker);
+/// A pick, from a dictionary of options, in which `None` stands for the default.
+struct Options {
+    picker: Picker,
+    /// Whether the pick may take longer than the walk over its candidates.
+    may_wait: bool,
+}
 
-impl<'py> FromPyObject<'_, 'py> for Options {
-    type Error = PyErr;
-
-    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+impl Options {
+    fn read(options: &Bound<'_, PyDict>) -> PyResult<Self> {
         let mut picker = Picker::new();
-        for (name, value) in object.cast::<PyDict>()?.iter() {
-            if value.is_none() {
+        let mut wait = Duration::ZERO;
+        let mut server = Server::Environment;
+        for (key, value) in options {
+            let key = key.cast::<PyString>()?.to_cow()?;
+            let name = &*key;
+            if value.is_none() && NAMES.contains(&name) {
                 continue;
             }
-            picker = match &*name.cast::<PyString>()?.to_cow()? {
-                "pid" => picker.owner(value.extract::<Process>()?.0),
-                "portserver_address" => picker.server(value.extract::<PortServer>()?.0),
-                "ports" => picker.ports(value.extract::<Ports>()?.0),
-                "exclude" => picker.exclude(value.extract::<Ports>()?.0),
-                "prefer" => picker.prefer(value.extract::<PortList>()?.0),
-                "transport" => picker.only(value.extract::<Transport>()?.0),
-                "address" => picker.address(value.extract::<Address>()?.0),
-                "wait" => picker.wait(value.extract::<Seconds>()?.0),
-                "server_timeout" => picker.server_timeout(value.extract::<Seconds>()?.0),
-                "tag" => picker.tag(value.extract::<String>()?),
-                other => {
+            picker = match name {
+                "pid" => picker.owner(convert::process(name, &value)?),
+                "portserver_address" => {
+                    server = convert::server(name, &value)?;
+                    picker
+                }
+                "ports" => match convert::port_set(name, &value)? {
+                    Some(ports) => picker.ports(ports),
+                    None => return Err(PyValueError::new_err("ports must not be empty")),
+                },
+                "exclude" => match convert::port_set(name, &value)? {
+                    Some(ports) => picker.exclude(ports),
+                    None => picker,
+                },
+                "prefer" => picker.prefer(convert::port_list(name, &value)?),
+                "transport" => picker.only(convert::transport(name, &value)?),
+                "address" => picker.address(convert::address(name, &value)?),
+                "wait" => {
+                    wait = convert::seconds(name, &value)?;
+                    picker
+                }
+                "server_timeout" => picker.server_timeout(convert::seconds(name, &value)?),
+                "tag" => picker.tag(convert::text(name, &value)?),
+                _ => {
                     return Err(PyTypeError::new_err(format!(
-                        "there is no option {other:?}"
+                        "'{name}' is not an option, but these are: {}",
+                        NAMES.join(", ")
                     )));
                 }
             };
         }
-        Ok(Self(picker))
+        let asks_server = match server {
+            Server::None => false,
+            Server::Environment => environment_has_server(),
+            _ => true,
+        };
+        Ok(Self {
+            picker: picker.wait(wait).server(server),
+            may_wait: asks_server || !wait.is_zero(),
+        })
     }
 }
 
-/// Leases a port without options and without a server.
+const NAMES: [&str; 10] = [
+    "pid",
+    "portserver_address",
+    "ports",
+    "exclude",
+    "prefer",
+    "transport",
+    "address",
+    "wait",
+    "server_timeout",
+    "tag",
+];
+
+/// Lease a port without options and without a server.
 #[pyfunction]
 pub(crate) fn lease_locally() -> PyResult<Lease> {
     // With the interpreter's lock: a pick takes microseconds, another thread's turn milliseconds.
@@ -62,70 +104,104 @@ pub(crate) fn lease_locally() -> PyResult<Lease> {
     }
 }
 
-/// Leases `count` ports, neighbours or not: all or none.
+/// Lease a port that a server granted to this process and cannot take back; None if there is none.
+#[pyfunction]
+pub(crate) fn pick_offered_port() -> PyResult<Option<u16>> {
+    portpicker::pick_offered_port().map_err(exception)
+}
+
+/// Tell whether the process's environment names a port server.
+#[pyfunction]
+pub(crate) fn environment_has_server() -> bool {
+    !matches!(ServerAddress::from_environment(), Ok(None))
+}
+
+/// Lease several ports, neighbours or not: all or none.
 #[pyfunction]
 pub(crate) fn leases(
     py: Python<'_>,
-    count: Count,
+    count: &Bound<'_, PyAny>,
     contiguous: bool,
-    options: Options,
+    options: &Bound<'_, PyDict>,
 ) -> PyResult<Vec<Lease>> {
-    let leases = interruptibly(py, move || {
+    let (count, options) = (convert::count(count)?, Options::read(options)?);
+    let leases = pick(py, options, move |picker| {
         if contiguous {
-            options.0.lease_block(count.0)
+            picker.lease_block(count)
         } else {
-            options.0.leases(count.0)
+            picker.leases(count)
         }
     })?;
     Ok(leases.into_iter().map(Lease::from).collect())
 }
 
-/// Holds `count` ports, neighbours or not: all or none.
+/// Hold several ports, neighbours or not: all or none.
 #[pyfunction]
 pub(crate) fn holds(
     py: Python<'_>,
-    count: Count,
+    count: &Bound<'_, PyAny>,
     contiguous: bool,
-    options: Options,
+    options: &Bound<'_, PyDict>,
 ) -> PyResult<Vec<Hold>> {
-    let holds = interruptibly(py, move || {
+    let (count, options) = (convert::count(count)?, Options::read(options)?);
+    let holds = pick(py, options, move |picker| {
         if contiguous {
-            options.0.hold_block(count.0)
+            picker.hold_block(count)
         } else {
-            options.0.holds(count.0)
+            picker.holds(count)
         }
     })?;
     Ok(holds.into_iter().map(Hold::from).collect())
 }
 
-/// Picks without the interpreter's lock, and gives up when a signal's handler raises.
+/// Picks without the interpreter's lock.
+fn pick<T: Send + 'static>(
+    py: Python<'_>,
+    Options { picker, may_wait }: Options,
+    pick: impl FnOnce(&Picker) -> portpicker::Result<Vec<T>> + Send + 'static,
+) -> PyResult<Vec<T>> {
+    if may_wait {
+        interruptibly(py, picker, pick)
+    } else {
+        // A thread would cost four times as much as the pick.
+        py.detach(|| pick(&picker)).map_err(exception)
+    }
+}
+
+/// Picks in a thread of its own, and gives up when a signal's handler raises.
 ///
-/// The pick goes on in a thread of its own then, until its own deadline; what it picks is given
-/// back. Nothing in the library could be told to stop, and most picks are done in microseconds.
+/// Blocking calls of the library go on after a signal. Given up, the thread ends at its next look,
+/// or with the answer of a server; what it has picked is given back.
 fn interruptibly<T: Send + 'static>(
     py: Python<'_>,
-    pick: impl FnOnce() -> portpicker::Result<Vec<T>> + Send + 'static,
+    picker: Picker,
+    pick: impl FnOnce(&Picker) -> portpicker::Result<Vec<T>> + Send + 'static,
 ) -> PyResult<Vec<T>> {
-    let (sender, receiver) = sync_channel(1);
+    let stop = Arc::new(AtomicBool::new(false));
+    let picker = picker.stop_waiting_if(Arc::clone(&stop));
+    let (sender, mut receiver) = sync_channel(1);
     let picking = thread::Builder::new()
         .name("portpicker".to_owned())
         .spawn(move || {
             // If nobody receives it, the ports are given back here.
-            _ = sender.send(pick());
+            _ = sender.send(pick(&picker));
         })?;
-    let receiver = std::sync::Mutex::new(receiver);
     loop {
-        let received = py.detach(|| {
-            let receiver = receiver.lock().expect("no other thread has it");
-            receiver.recv_timeout(SIGNAL_INTERVAL)
-        });
+        let received;
+        (received, receiver) =
+            py.detach(move || (receiver.recv_timeout(SIGNAL_INTERVAL), receiver));
         match received {
             Ok(picked) => return picked.map_err(exception),
-            Err(RecvTimeoutError::Timeout) => py.check_signals()?,
-            Err(RecvTimeoutError::Disconnected) => {
-                drop(picking.join());
-                unreachable!("the thread sends before it ends");
+            Err(RecvTimeoutError::Timeout) => {
+                if let Err(raised) = py.check_signals() {
+                    stop.store(true, Ordering::Relaxed);
+                    return Err(raised);
+                }
             }
+            Err(RecvTimeoutError::Disconnected) => match picking.join() {
+                Ok(()) => unreachable!("the thread sends before it ends"),
+                Err(panic) => resume_unwind(panic),
+            },
         }
     }
 }
