@@ -7,7 +7,7 @@ SKIPPED = $(CURDIR)/target/skipped
 # What a fallback's build is not shared with: it has other flags.
 fallback = RUSTFLAGS='--cfg portpicker_force="$(1)"' cargo $(2) --target-dir target/force-$(1)
 
-.PHONY: test format clippy docs unit fallbacks benches fuzz deploy python bench command clean
+.PHONY: test format clippy docs unit fallbacks benches fuzz deploy python bench bench-field command clean
 
 test: start format clippy docs unit fallbacks benches fuzz deploy python command
 	@if [ -s $(SKIPPED) ]; then echo "skipped here:"; sort -u $(SKIPPED) | sed 's/^/  /'; \
@@ -54,6 +54,10 @@ python:
 # The README's first command.
 command:
 	cargo run --release -- $$$$
+
+# Everything in the field, side by side: half an hour, on an idle machine.
+bench-field:
+	bench/run
 
 # What they measure: on an idle machine.
 bench:

@@ -24,7 +24,7 @@ PACKAGES = ["portpicker==1.6.0", "psutil==7.0.0"]
 #: What a call does, by the name of the call. Each records its result, what it prints and logs, and
 #: the module's sets, in terms that do not depend on which port it was.
 CALLS = r'''
-import contextlib, inspect, io, json, logging, os, socket, sys, threading
+import contextlib, io, json, logging, os, resource, socket, threading
 from unittest import mock
 
 import portpicker
@@ -187,6 +187,15 @@ def a_port_that_is_bound_and_does_not_listen():
         return [portpicker.is_port_free(port), portpicker.bind(port, *STREAM)]
 
 @call
+def a_port_in_time_wait():
+    with occupied(socket.SOCK_STREAM, socket.SO_REUSEADDR) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(server.getsockname()) as client:
+            server.accept()[0].close()
+            client.recv(1)
+    return [portpicker.is_port_free(port), portpicker.bind(port, *STREAM)]
+
+@call
 def a_bind():
     port = portpicker.pick_unused_port()
     return [portpicker.bind(port, *STREAM) == port, portpicker.bind(port, *DATAGRAM) == port]
@@ -202,6 +211,38 @@ def a_bind_of_no_such_socket():
 @call
 def is_port_0_free():
     return portpicker.is_port_free(0)
+
+@call
+def a_port_that_another_process_has_picked():
+    ready, tell = os.pipe()
+    go_on, let_go = os.pipe()
+    if os.fork() == 0:
+        os.write(tell, b"%5d" % portpicker.pick_unused_port())
+        os.read(go_on, 1)
+        os._exit(0)
+    port = portpicker.is_port_free(int(os.read(ready, 5)))
+    os.write(let_go, b"x")
+    os.wait()
+    return port
+
+@call
+def patches_of_bind():
+    port = portpicker.pick_unused_port()
+    with mock.patch.object(portpicker, "bind", return_value=None):
+        return portpicker.is_port_free(port) is None
+
+@call
+def other_names():
+    return sorted({"main", "_bind", "_is_port_free", "_pick_unused_port"} & set(vars(portpicker)))
+
+@call
+def a_lack_of_descriptors():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        return portpicker.pick_unused_port()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 @call
 def a_socket_that_cannot_be_made():
@@ -405,6 +446,11 @@ for name, function in calls.items():
 DIFFERENT = {
     "a udp server with reuse address": "it is not free",
     "a port that is bound and does not listen": "it is not free",
+    "a port in time wait": "not every server can bind it",
+    "a port that another process has picked": "it is that process's",
+    "patches of bind": "they have an effect",
+    "other names": "they are not part of the interface",
+    "a lack of descriptors": "it says nothing about ports",
     "is port 0 free": "nobody can have port 0",
     "a reserved port in use": "a port in use is not given out",
     "an answer: 0": "it is the word for a refusal, and not a port",

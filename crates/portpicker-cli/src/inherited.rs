@@ -16,6 +16,8 @@ use std::collections::HashSet;
 use std::env;
 use std::fs;
 use std::io;
+use std::iter;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::io::FdFlags;
 
 /// The first descriptor that systemd passes: `SD_LISTEN_FDS_START`.
-const FIRST_OF_SYSTEMD: RawFd = 3;
+pub(crate) const FIRST_OF_SYSTEMD: RawFd = 3;
 
 /// What is to be done with the descriptors above 2 that are not adopted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,17 +87,47 @@ pub(crate) fn from_systemd() -> io::Result<Vec<(OwnedFd, String)>> {
         unsafe { env::remove_var(name) };
     }
     let bad = || io::Error::new(io::ErrorKind::InvalidInput, "LISTEN_FDS is not right");
-    let count: RawFd = count.parse().map_err(|_| bad())?;
-    let last = FIRST_OF_SYSTEMD.checked_add(count).ok_or_else(bad)?;
-    let fds: Vec<RawFd> = (FIRST_OF_SYSTEMD..last)
-        .take_while(|&fd| is_open(fd))
-        .collect();
-    if fds.len() != usize::try_from(count).map_err(|_| bad())? {
+    let passed = parse_count(&count).ok_or_else(bad)?;
+    let fds: Vec<RawFd> = passed.clone().take_while(|&fd| is_open(fd)).collect();
+    if fds.len() != passed.len() {
         return Err(bad());
     }
     let adopted = adopt(&fds, Others::Leave).ok_or_else(bad)?;
-    let names = names.split(':').chain(std::iter::repeat(""));
-    Ok(adopted.into_iter().zip(names.map(str::to_owned)).collect())
+    let names = parse_names(&names).map(str::to_owned);
+    Ok(adopted.into_iter().zip(names).collect())
+}
+
+/// Reads LISTEN_FDS: the numbers of the descriptors that systemd has passed, open or not.
+pub(crate) fn parse_count(text: &str) -> Option<Range<RawFd>> {
+    Some(FIRST_OF_SYSTEMD..FIRST_OF_SYSTEMD.checked_add_unsigned(text.parse().ok()?)?)
+}
+
+/// Reads LISTEN_FDNAMES: a name for each descriptor, however many there are.
+pub(crate) fn parse_names(text: &str) -> impl Iterator<Item = &str> {
+    text.split(':').chain(iter::repeat(""))
+}
+
+/// Writes descriptors as [`parse_numbers`] reads them.
+pub(crate) fn numbers(fds: &[impl AsRawFd]) -> String {
+    let numbers: Vec<String> = fds.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
+    numbers.join(",")
+}
+
+/// Reads the descriptors on a command line: what [`numbers`] writes, and nothing else.
+pub(crate) fn parse_numbers(text: &str) -> Option<Vec<RawFd>> {
+    let fds: Vec<RawFd> = text
+        .split_terminator(',')
+        .map(|number| number.parse().ok())
+        .collect::<Option<_>>()?;
+    (numbers(&fds) == text).then_some(fds)
+}
+
+/// The same for a single one.
+pub(crate) fn parse_number(text: &str) -> Option<RawFd> {
+    match parse_numbers(text)?[..] {
+        [fd] => Some(fd),
+        _ => None,
+    }
 }
 
 /// Moves the descriptors `fds`, which were inherited, to where systemd passes them: from 3 on. They
@@ -137,7 +169,7 @@ mod tests {
             assert!(adopt(fds, Others::Close).is_none(), "{fds:?}");
         }
         let file = fs::File::open("/dev/null").unwrap();
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+        let fd = file.as_raw_fd();
         assert!(adopt(&[fd, fd], Others::Close).is_none());
         assert!(is_open(fd));
     }

@@ -12,7 +12,7 @@ use std::env;
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use portpicker::process::{Pid, Watch, wait_readable};
 use rustix::process::Signal;
 
 use crate::again;
-use crate::inherited::{Others, adopt};
+use crate::inherited::{Others, adopt, numbers, parse_numbers};
 
 /// The first argument of a keeper. Not in the help: nobody should type it.
 const COMMAND: &str = "keep";
@@ -84,17 +84,12 @@ impl Keeper {
 
 /// Returns the command line of a keeper: readable in a list of processes, parsed by [`inherited`].
 fn arguments(duties: &Duties<'_>) -> Vec<CString> {
-    let text = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(",");
-    let numbers =
-        |fds: &[BorrowedFd<'_>]| text(&mut fds.iter().map(|fd| fd.as_raw_fd().to_string()));
+    let ports: Vec<String> = duties.ports.iter().map(u16::to_string).collect();
     [
         "portpicker".to_owned(),
         COMMAND.to_owned(),
         format!("--owner={}", duties.owner),
-        format!(
-            "--ports={}",
-            text(&mut duties.ports.iter().map(u16::to_string))
-        ),
+        format!("--ports={}", ports.join(",")),
         format!("--locks={}", numbers(&duties.locks)),
         format!("--sockets={}", numbers(&duties.sockets)),
         format!("--hold={}", duties.hold.as_secs_f64()),
@@ -120,7 +115,7 @@ pub(crate) struct Inherited {
 ///
 /// `None` for every other command line, and for one that [`Keeper::start`] has not written.
 pub(crate) fn inherited(arguments: &[OsString]) -> Option<Inherited> {
-    let [_, command, owner, _ports, locks, sockets, hold, pidfd] = arguments else {
+    let [_, command, owner, ports, locks, sockets, hold, pidfd] = arguments else {
         return None;
     };
     let value = |argument: &OsString, name: &str| {
@@ -132,23 +127,25 @@ pub(crate) fn inherited(arguments: &[OsString]) -> Option<Inherited> {
                 .to_owned(),
         )
     };
-    let numbers = |text: String| {
-        text.split(',')
-            .filter(|part| !part.is_empty())
-            .map(|part| part.parse().ok())
-            .collect::<Option<Vec<RawFd>>>()
-    };
     (command == COMMAND).then_some(())?;
+    value(ports, "--ports")?;
     let inherited = Inherited {
         owner: value(owner, "--owner")?.parse().ok()?,
-        locks: numbers(value(locks, "--locks")?)?,
-        sockets: numbers(value(sockets, "--sockets")?)?,
+        locks: parse_numbers(&value(locks, "--locks")?)?,
+        sockets: parse_numbers(&value(sockets, "--sockets")?)?,
         hold: Duration::try_from_secs_f64(value(hold, "--hold")?.parse().ok()?).ok()?,
-        has_pidfd: value(pidfd, "--pidfd")? == "true",
+        has_pidfd: value(pidfd, "--pidfd")?.parse().ok()?,
     };
-    let all: HashSet<&RawFd> = inherited.locks.iter().chain(&inherited.sockets).collect();
-    let are_distinct = all.len() == inherited.locks.len() + inherited.sockets.len();
-    (are_distinct && all.into_iter().all(|&fd| fd > 2)).then_some(inherited)
+    let all = inherited.descriptors();
+    let distinct: HashSet<RawFd> = all.iter().copied().collect();
+    (distinct.len() == all.len() && all.iter().all(|&fd| fd > 2)).then_some(inherited)
+}
+
+impl Inherited {
+    /// Returns the locks, and then the sockets.
+    pub(crate) fn descriptors(&self) -> Vec<RawFd> {
+        [&self.locks[..], &self.sockets].concat()
+    }
 }
 
 /// Keeps what was inherited until the owner exits: all that a keeper does.
@@ -183,8 +180,7 @@ pub(crate) fn keep(inherited: Inherited) -> ExitCode {
 
 /// Takes the locks and the sockets that were inherited. `None` if a descriptor is not there.
 fn take(inherited: &Inherited) -> Option<(Vec<OwnedFd>, Vec<OwnedFd>)> {
-    let all = [&inherited.locks[..], &inherited.sockets].concat();
-    let mut locks = adopt(&all, Others::Close)?;
+    let mut locks = adopt(&inherited.descriptors(), Others::Close)?;
     let sockets = locks.split_off(inherited.locks.len());
     Some((locks, sockets))
 }

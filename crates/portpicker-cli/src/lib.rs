@@ -8,6 +8,9 @@
 mod again;
 mod arguments;
 mod exit;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod generate;
 mod inherited;
 mod keeper;

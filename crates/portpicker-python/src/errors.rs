@@ -11,7 +11,7 @@ create_exception!(
     portpicker,
     NoFreePortFoundError,
     PyException,
-    "No port could be had. The text says what was tried, and why each candidate failed."
+    "No port could be had. The text says how many candidates there were, and why they failed."
 );
 create_exception!(
     portpicker,

@@ -97,7 +97,8 @@ const NAMES: [&str; 10] = [
 /// Lease a port without options and without a server.
 #[pyfunction]
 pub(crate) fn lease_locally() -> PyResult<Lease> {
-    // With the interpreter's lock: a pick takes microseconds, another thread's turn milliseconds.
+    // With the interpreter's lock: a pick takes microseconds, another thread's turn milliseconds. Only
+    // when every candidate is leased it takes as long as that, too, and raises an exception.
     match Picker::new().server(Server::None).lease() {
         Ok(lease) => Ok(lease.into()),
         Err(err) => Err(exception(err)),

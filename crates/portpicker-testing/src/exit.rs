@@ -42,7 +42,8 @@ impl Exit {
         }
     }
 
-    pub(crate) fn happens_within(&self, limit: Duration) -> bool {
+    /// Returns whether the process exits before `limit` has passed, or had exited before.
+    pub fn happens_within(&self, limit: Duration) -> bool {
         wait_until_readable(self.0.as_fd(), limit)
     }
 }

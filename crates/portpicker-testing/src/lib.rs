@@ -12,17 +12,21 @@
 //! | to know that a process is gone, with all it held       | [`Exit`]                            |
 //! | every way to have a port                               | [`Binding`]                         |
 //! | a port server that does as it likes                    | [`FakeServer`]                      |
+//! | system calls to be forbidden                           | [`sandbox::forbid`]                 |
 //! | to run out of descriptors                              | [`Descriptors`]                     |
+//! | bytes that nobody should send                          | [`corpus`]                          |
 //!
 //! What the system does not permit is skipped by name: see [`skip`](fn@skip).
 
 #![forbid(unsafe_code)]
 
+pub mod corpus;
 mod descriptors;
 mod exit;
 mod gate;
 pub mod network;
 mod own_process;
+pub mod sandbox;
 mod server;
 mod skip;
 pub mod sockets;
@@ -31,7 +35,7 @@ pub mod worker;
 pub use descriptors::Descriptors;
 pub use exit::Exit;
 pub use gate::Gate;
-pub use own_process::{OwnProcess, PID_NAMESPACE, in_network_namespace};
+pub use own_process::{OwnProcess, PID_NAMESPACE, in_network_namespace, namespace_wrapper};
 pub use server::{Act, BusyServer, FakeServer};
 pub use skip::{NO_SKIP, SKIPPED, skip};
 pub use sockets::{Binding, Local, Options};

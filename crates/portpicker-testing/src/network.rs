@@ -3,14 +3,18 @@
 use std::fmt::Display;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
 
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::net::{recv, sendto, socket_with};
+
+use crate::exit::DEADLINE;
 
 /// A local IPv4 address that is not a loopback address.
 pub const OTHER_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 1));
@@ -52,7 +56,14 @@ pub fn has_ipv6() -> bool {
 }
 
 /// Brings the loopback device of a new network namespace up, and adds the other addresses.
-pub(crate) fn set_up() {
+///
+/// For processes below [`namespace_wrapper`](crate::namespace_wrapper) only: elsewhere it changes
+/// the host's network.
+///
+/// # Panics
+///
+/// If the network cannot be changed.
+pub fn set_up() {
     let netlink = Netlink::open().expect("netlink sockets can be made");
     netlink
         .bring_up(LOOPBACK)
@@ -63,9 +74,27 @@ pub(crate) fn set_up() {
     match netlink.add_address(LOOPBACK, OTHER_V6) {
         // Not the kernel's or its administrator's wish.
         Err(_) if !has_ipv6() => {}
-        result => result.expect("IPv6 addresses can be added"),
+        result => {
+            result.expect("IPv6 addresses can be added");
+            for address in [IpAddr::V6(Ipv6Addr::LOCALHOST), OTHER_V6] {
+                wait_until_reached(address);
+            }
+        }
     }
     IS_OWN.store(true, Ordering::Relaxed);
+}
+
+/// Waits until what is sent to `address` arrives: a moment after the address has been added, and of
+/// that moment only those are told who have subscribed to addresses.
+fn wait_until_reached(address: IpAddr) {
+    let end = Instant::now() + DEADLINE;
+    let socket = UdpSocket::bind((address, 0)).expect("the address has been added");
+    socket.set_nonblocking(true).expect("a socket has modes");
+    let itself = socket.local_addr().expect("a socket has an address");
+    while socket.send_to(b"!", itself).is_err() || socket.recv(&mut [0]).is_err() {
+        assert!(Instant::now() < end, "{address} is not reached");
+        thread::yield_now();
+    }
 }
 
 /// The first device of every network namespace.

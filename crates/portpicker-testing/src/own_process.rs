@@ -208,7 +208,7 @@ fn test_name<F>() -> &'static str {
 
 /// Returns the command line below which a program has a network namespace of its own, or why
 /// there is none.
-pub(crate) fn namespace_wrapper() -> Result<&'static [&'static str], &'static str> {
+pub fn namespace_wrapper() -> Result<&'static [&'static str], &'static str> {
     static FOUND: OnceLock<Result<&[&str], String>> = OnceLock::new();
     // Root without the capability, as in a container, may still be given a user namespace.
     const WRAPPERS: [&[&str]; 2] = [

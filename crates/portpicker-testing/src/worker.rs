@@ -16,6 +16,7 @@ use std::env;
 use std::error::Error;
 use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -24,6 +25,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::str::SplitWhitespace;
 
+use portpicker::hand_off::{HandOff, HandedOff};
 use portpicker::{Hold, Lease, Picker, PortSet, Server};
 use socket2::Socket;
 
@@ -41,10 +43,38 @@ const ENTRY: &str = "worker";
 /// Another process with the library, ended when this is dropped.
 #[derive(Debug)]
 pub struct Worker {
-    process: Child,
+    process: Process,
     commands: UnixStream,
     answers: BufReader<UnixStream>,
     lifeline: Option<Lifeline>,
+}
+
+/// The process of a worker, by whatever means it was started.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the types say it")]
+pub enum Process {
+    Child(Child),
+    HandedOff(Box<HandedOff>),
+}
+
+impl Deref for Process {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        match self {
+            Self::Child(child) => child,
+            Self::HandedOff(child) => child,
+        }
+    }
+}
+
+impl DerefMut for Process {
+    fn deref_mut(&mut self) -> &mut Child {
+        match self {
+            Self::Child(child) => child,
+            Self::HandedOff(child) => child,
+        }
+    }
 }
 
 /// What keeps the children of a worker alive, as long as they like to be: it is their input (or
@@ -91,19 +121,46 @@ impl Worker {
         Self::start(command, &[]).map_err(|err| format!("another user's process: {err}"))
     }
 
-    fn start(mut command: Command, environment: &[(&str, &str)]) -> io::Result<Self> {
+    /// Starts a worker that `holds` are handed off to.
+    pub fn spawn_handed_off(holds: Vec<Hold>) -> Self {
+        Self::spawn_by(&[], |command| {
+            let hand_off = HandOff::new("", holds).configure(|it| *it = command);
+            Ok(Process::HandedOff(Box::new(hand_off.strict().spawn()?)))
+        })
+        .expect("the test binary can be started again")
+    }
+
+    /// Starts a worker as `spawn` does it, below `wrapper`, a program that runs its arguments.
+    pub fn spawn_by(
+        wrapper: &[&str],
+        spawn: impl FnOnce(Command) -> io::Result<Process>,
+    ) -> io::Result<Self> {
+        Self::start_by(command(wrapper), &[], spawn)
+    }
+
+    fn start(command: Command, environment: &[(&str, &str)]) -> io::Result<Self> {
+        Self::start_by(command, environment, |mut command| {
+            command.spawn().map(Process::Child)
+        })
+    }
+
+    fn start_by(
+        mut command: Command,
+        environment: &[(&str, &str)],
+        spawn: impl FnOnce(Command) -> io::Result<Process>,
+    ) -> io::Result<Self> {
         // Its standard input is its end of the commands, in both directions; its output, where
         // libtest writes, is its end of the lifeline.
         let (commands, input) = UnixStream::pair().expect("sockets can be made");
         let (lifeline, output) = UnixStream::pair().expect("sockets can be made");
-        let process = command
+        command
             .args(["--exact", ENTRY])
             .args(["--nocapture", "--test-threads=1"])
             .env(IS_WORKER, "1")
             .envs(environment.iter().copied())
             .stdin(OwnedFd::from(input))
-            .stdout(OwnedFd::from(output))
-            .spawn()?;
+            .stdout(OwnedFd::from(output));
+        let process = spawn(command)?;
         for socket in [&commands, &lifeline] {
             socket
                 .set_read_timeout(Some(DEADLINE))
@@ -317,6 +374,11 @@ fn pick_each(arguments: &str) -> Answer<String> {
 }
 
 impl State {
+    /// Returns the sockets that were bound, the last one last.
+    pub fn sockets(&mut self) -> &mut Vec<Socket> {
+        &mut self.sockets
+    }
+
     /// Carries out one command.
     pub fn answer(&mut self, line: &str) -> Answer<String> {
         let mut arguments = line.split_whitespace();

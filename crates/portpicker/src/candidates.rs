@@ -140,7 +140,7 @@ fn default_candidates(host: &Host) -> PortSet {
 }
 
 /// Reads the port of a line such as `mysql 3306/tcp # a comment`.
-fn service_port(line: &str) -> Option<u16> {
+pub(crate) fn service_port(line: &str) -> Option<u16> {
     let (text, _comment) = line.split_once('#').unwrap_or((line, ""));
     let (port, _protocol) = text.split_whitespace().nth(1)?.split_once('/')?;
     port.parse().ok()

@@ -139,16 +139,9 @@ fn ask_for_line(
     loop {
         let searched = answer.len();
         let has_ended = !exchange.read(&mut answer, &mut buffer)?;
-        if let Some(end) = answer[searched..].iter().position(|&byte| byte == b'\n') {
-            answer.truncate(searched + end + 1);
+        if let Some(end) = extended::end_of_line(&answer, searched, limit, has_ended) {
+            answer.truncate(end.map_err(invalid)?);
             return Ok(answer);
-        }
-        if has_ended {
-            return Ok(answer);
-        }
-        if answer.len() >= limit {
-            let reason = format!("and no end within {limit} bytes");
-            return Err(invalid(BadAnswer::new(&answer, reason)));
         }
     }
 }

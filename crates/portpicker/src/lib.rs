@@ -55,6 +55,9 @@ mod candidates;
 pub mod client;
 mod error;
 mod exchange;
+#[cfg(all(target_os = "linux", any(test, feature = "fuzzing")))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(target_os = "linux")]
 pub mod hand_off;
 mod hold;
@@ -79,7 +82,7 @@ pub use error::{Error, Refusal, Result, Tally};
 pub use exchange::request_port;
 pub use hold::Hold;
 pub use lease::Lease;
-pub use listening::wait_listening;
+pub use listening::{is_listening, wait_listening};
 pub use owned::{
     add_reserved_port, find_unused_port, is_leased_here, is_port_free, pick_offered_port,
     pick_unused_port, pick_unused_ports, probe_port, return_port,

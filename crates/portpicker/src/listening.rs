@@ -1,11 +1,14 @@
 //! Waiting until something listens on a port.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::fstat;
+
 use crate::probe::Kind;
-use crate::sys::socket_table::is_listening;
+use crate::sys::socket_table;
 
 /// Waits until a socket listens on `port`, on whatever address, or for [`Kind::Udp`] is bound to it.
 ///
@@ -33,7 +36,7 @@ pub fn wait_listening(port: u16, kind: Kind, limit: Duration) -> io::Result<bool
     let deadline = Instant::now().checked_add(limit);
     let mut pause = Duration::from_millis(1);
     loop {
-        if is_listening(port, kind)? {
+        if socket_table::is_listening(port, kind, &[])? {
             return Ok(true);
         }
         let left = deadline.map_or(Duration::MAX, |deadline| {
@@ -46,4 +49,20 @@ pub fn wait_listening(port: u16, kind: Kind, limit: Duration) -> io::Result<bool
         thread::sleep(pause.min(left));
         pause = (pause * 2).min(Duration::from_millis(50));
     }
+}
+
+/// Tells whether a socket listens on `port`, on whatever address, or for [`Kind::Udp`] is bound to it,
+/// other than those that hold it: `holders`.
+///
+/// A TCP socket that holds a port does not listen. A UDP socket looks as any other.
+///
+/// # Errors
+///
+/// What reading `/proc/net`, or asking about `holders`, reports.
+pub fn is_listening<Fd: AsFd>(port: u16, kind: Kind, holders: &[Fd]) -> io::Result<bool> {
+    let inodes = holders
+        .iter()
+        .map(|holder| Ok(fstat(holder)?.st_ino))
+        .collect::<io::Result<Vec<u64>>>()?;
+    socket_table::is_listening(port, kind, &inodes)
 }

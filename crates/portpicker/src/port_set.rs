@@ -1,6 +1,7 @@
 //! A set of port numbers: parsed, printed, iterated, combined.
 
 use std::fmt;
+use std::iter;
 use std::num::IntErrorKind;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -127,10 +128,18 @@ impl PortSet {
 
     /// Returns the ports that are in both sets, or `None` if there are none.
     pub fn intersection(&self, other: &Self) -> Option<Self> {
-        Self::from_ranges(self.ranges().flat_map(|a| {
-            other
-                .ranges()
-                .map(move |b| *a.start().max(b.start())..=*a.end().min(b.end()))
+        // Side by side: each pair of runs would take a second for what a client can send in a line.
+        let mut ours = self.runs.iter().peekable();
+        let mut theirs = other.runs.iter().peekable();
+        Self::from_ranges(iter::from_fn(|| {
+            let (a, b) = (ours.peek()?, theirs.peek()?);
+            let both = a.first.max(b.first)..=a.last.min(b.last);
+            // The one that ends first meets none of the other's later runs.
+            match a.last < b.last {
+                true => ours.next(),
+                false => theirs.next(),
+            };
+            Some(both)
         }))
     }
 
@@ -144,7 +153,7 @@ impl PortSet {
 
     fn complement(&self) -> Option<Self> {
         let after = self.runs.iter().map(|run| run.last.checked_add(1));
-        let gap_starts = std::iter::once(Some(1)).chain(after);
+        let gap_starts = iter::once(Some(1)).chain(after);
         let gap_ends = self.runs.iter().map(|run| run.first - 1).chain([u16::MAX]);
         let gaps = gap_starts
             .zip(gap_ends)
@@ -336,6 +345,16 @@ mod tests {
         assert!(!ports.contains_block(13, 1));
         assert!(ports.contains_block(65_534, 2));
         assert!(!ports.contains_block(65_535, 2));
+    }
+
+    /// A port server does this for whoever asks: compared pair by pair, a billion of them, it would
+    /// take minutes here.
+    #[test]
+    fn sets_of_many_runs_are_combined_in_one_pass() {
+        let every_other = |first: u16| PortSet::from_ports((first..=u16::MAX).step_by(2)).unwrap();
+        let (odd, even) = (every_other(1), every_other(2));
+        assert_eq!(odd.intersection(&even), None);
+        assert_eq!(odd.difference(&even), Some(odd));
     }
 
     #[test]

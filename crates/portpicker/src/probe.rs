@@ -155,15 +155,18 @@ pub(crate) fn bind_one(scope: Scope, kind: Kind, port: u16) -> Result<Option<Soc
     Ok(Unbound::open(scope, kind)?.bind(port)?.ok())
 }
 
-/// Makes the kernel forget that a visitor who came through a hold's open door would have shared the
-/// port.
+/// Makes the kernel forget that a visitor, who was let in beside a hold, would have shared the port.
 ///
-/// Linux keeps in the port's entry that the last one to bind had set SO_REUSEPORT, and lets the next
-/// one of the same user who sets it pass unchecked (`fastreuseport`). Whoever binds without that
-/// option clears it, at whatever address: so, at one that is kept for documentation (RFC 5737,
-/// RFC 3849), where no server is in the way. The door must still be open, or this is refused too.
+/// Linux keeps in the port's entry that the last one to bind had set SO_REUSEPORT, and its address,
+/// and lets the next one of the same user who sets it too pass unchecked there (`fastreuseport`).
+/// Whoever binds without that option clears it, at whatever address: so, at one that is kept for
+/// documentation (RFC 5737, RFC 3849), where no server is in the way. Whoever binds *with* that option
+/// at least has that address remembered, which nobody wants, unless it was the wildcard address of
+/// both families.
+///
+/// The hold must still let in who sets SO_REUSEADDR, or SO_REUSEPORT, or this is refused too.
 pub(crate) fn forget_sharing(port: u16) {
-    let passer_by = |address: IpAddr| -> io::Result<()> {
+    let passer_by = |address: IpAddr, is_sharing: bool| -> io::Result<()> {
         let domain = if address.is_ipv4() {
             Domain::IPV4
         } else {
@@ -171,16 +174,24 @@ pub(crate) fn forget_sharing(port: u16) {
         };
         let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
+        socket.set_reuse_port(is_sharing)?;
         // Not an address of this host's.
         match address {
             IpAddr::V4(_) => socket.set_freebind_v4(true)?,
-            IpAddr::V6(_) => socket.set_freebind_v6(true)?,
+            IpAddr::V6(_) => {
+                socket.set_only_v6(true)?;
+                socket.set_freebind_v6(true)?;
+            }
         }
         socket.bind(&SocketAddr::new(address, port).into())
     };
-    // Either is enough; one may be refused where a family is missing.
-    for address in [IpAddr::V4(NOBODY_V4), IpAddr::V6(NOBODY_V6)] {
-        _ = passer_by(address);
+    for is_sharing in [false, true] {
+        // One may be refused where a family is missing, or a server has all of its addresses.
+        let passed = [IpAddr::V4(NOBODY_V4), IpAddr::V6(NOBODY_V6)]
+            .map(|address| passer_by(address, is_sharing).is_ok());
+        if passed.contains(&true) {
+            break;
+        }
     }
 }
 

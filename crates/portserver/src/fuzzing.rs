@@ -3,8 +3,12 @@
 //! The targets are in `fuzz/`, with a corpus; the tests here run the corpus, and mutations of it that
 //! are the same each time.
 
+use std::net::IpAddr;
+
+use hyper::header::{self, HeaderValue};
 use serde_json::Value;
 
+use crate::http;
 use crate::proc;
 use crate::state::{self, Line};
 use crate::wire::{self, MAX_ORIGINAL, Original, Request};
@@ -22,9 +26,10 @@ pub fn original(bytes: &[u8]) {
     }
 }
 
-/// Reads a line of the extended protocol, and writes what could be the answer.
-pub fn extended(bytes: &[u8]) {
-    let parsed = wire::parse(bytes);
+/// Reads a request of the extended protocol, up to a newline, and returns what could be the answer.
+pub fn extended(bytes: &[u8]) -> Vec<u8> {
+    let line = bytes.split(|&byte| byte == b'\n').next();
+    let parsed = wire::parse(line.unwrap_or_default());
     let id = parsed.id.clone();
     let result = match parsed.request {
         Ok(request) => {
@@ -40,12 +45,19 @@ pub fn extended(bytes: &[u8]) {
     let answer = wire::answer(id.clone(), result, false);
     let line = answer.strip_suffix(b"\n").expect("an answer is a line");
     assert!(!line.contains(&b'\n'));
-    let answer: Value = serde_json::from_slice(line).expect("an answer is JSON");
-    assert_eq!(answer["ok"], is_ok);
-    assert_eq!(answer.get("id").is_some(), id.is_some());
+    let members: Value = serde_json::from_slice(line).expect("an answer is JSON");
+    assert_eq!(members["ok"], is_ok);
+    assert_eq!(members.get("id").is_some(), id.is_some());
     if !id.as_ref().is_some_and(has_float) {
-        assert_eq!(answer.get("id"), id.as_ref());
+        assert_eq!(members.get("id"), id.as_ref());
     }
+    answer
+}
+
+/// Tells whether `request`, a client's, is one that the server understands.
+pub fn understands(request: &[u8]) -> bool {
+    let line = request.strip_suffix(b"\n");
+    line.is_some_and(|line| wire::parse(line).request.is_ok())
 }
 
 /// Tells whether there is a number in `value` that may lose its last bit: a float, or an integer of
@@ -124,75 +136,52 @@ pub fn proc(bytes: &[u8]) {
     _ = proc::parse_start_time(&text);
 }
 
+/// Reads the host that an HTTP request is for.
+pub fn words(bytes: &[u8]) {
+    let Ok(value) = HeaderValue::from_bytes(bytes) else {
+        return;
+    };
+    let mut request = hyper::Request::new(());
+    request.headers_mut().insert(header::HOST, value);
+    if !http::names_this_host(&request) {
+        return;
+    }
+    // Whoever answers to any other name lets in the pages of a web site that takes that name.
+    let text = String::from_utf8_lossy(bytes).to_ascii_lowercase();
+    let (_user, host) = text.rsplit_once('@').unwrap_or(("", &text));
+    let address = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _port)) => address,
+        None => host.split(':').next().expect("there is a first part"),
+    };
+    assert!(address.parse::<IpAddr>().is_ok() || address.rsplit('.').next() == Some("localhost"));
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::path::Path;
-
-    /// Runs `target` on the files of its corpus, and on what becomes of them.
-    fn run(name: &str, target: fn(&[u8])) {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../../fuzz/corpus")
-            .join(name);
-        // A package that was taken out of the workspace has none.
-        let Ok(files) = fs::read_dir(corpus) else {
-            return;
-        };
-        let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
-        paths.sort();
-        let seeds: Vec<Vec<u8>> = paths.iter().map(|path| fs::read(path).unwrap()).collect();
-        assert!(seeds.len() > 3);
-        let mut state = 1_u64;
-        let mut random = move |end: usize| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            (state >> 33) as usize % end.max(1)
-        };
-        for seed in &seeds {
-            target(seed);
-            for length in 0..seed.len() {
-                target(&seed[..length]);
-            }
-        }
-        for _ in 0..20_000 {
-            let mut bytes = seeds[random(seeds.len())].clone();
-            for _ in 0..=random(4) {
-                let at = random(bytes.len() + 1);
-                match random(4) {
-                    0 => bytes.insert(at, random(256) as u8),
-                    1 => bytes.truncate(at),
-                    2 => {
-                        let other = &seeds[random(seeds.len())];
-                        let from = random(other.len() + 1);
-                        bytes.truncate(at);
-                        bytes.extend(&other[from..]);
-                    }
-                    _ if at < bytes.len() => bytes[at] = random(256) as u8,
-                    _ => {}
-                }
-            }
-            target(&bytes);
-        }
-    }
+    use portpicker_testing::corpus;
 
     #[test]
     fn original_requests() {
-        run("original", super::original);
+        corpus::run("original", super::original);
     }
 
     #[test]
     fn extended_requests() {
-        run("extended", super::extended);
+        corpus::run("extended", |bytes| drop(super::extended(bytes)));
     }
 
     #[test]
     fn state_files() {
-        run("state", super::state);
+        corpus::run("state", super::state);
     }
 
     #[test]
     fn proc_files() {
-        run("proc", super::proc);
+        corpus::run("proc", super::proc);
+    }
+
+    #[test]
+    fn hosts() {
+        corpus::run("words", super::words);
     }
 }

@@ -132,7 +132,7 @@ fn respond<B>(request: &Request<B>, address: IpAddr, shared: &Rc<Shared>) -> Res
 
 /// Tells whether a request is for an IP address or for `localhost`, whatever the port. One that does
 /// not say, as in HTTP/1.0, comes from no browser.
-fn names_this_host<B>(request: &Request<B>) -> bool {
+pub(crate) fn names_this_host<B>(request: &Request<B>) -> bool {
     let is_ours = |host: &str| {
         let host = host.to_ascii_lowercase();
         let address = host

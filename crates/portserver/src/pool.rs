@@ -208,6 +208,19 @@ impl<K> Pool<K> {
         was_free
     }
 
+    /// Tells whether `port` is leased without its lock.
+    pub(crate) fn lacks_lock(&self, port: u16) -> bool {
+        let lease = self.leases.get(&port);
+        lease.is_some_and(|lease| lease.kept.is_none())
+    }
+
+    /// Keeps the lease of `port`, if there is one, by `kept` from now on.
+    pub(crate) fn keep(&mut self, port: u16, kept: K) {
+        if let Some(lease) = self.leases.get_mut(&port) {
+            lease.kept = Some(kept);
+        }
+    }
+
     /// Ends the lease of `port`, and returns it if there was one.
     pub(crate) fn release(&mut self, port: u16) -> Option<Lease<K>> {
         let lease = self.leases.remove(&port)?;

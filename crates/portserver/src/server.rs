@@ -3,7 +3,7 @@
 mod refusal;
 mod remember;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
@@ -31,6 +31,9 @@ const MAX_WAITING: usize = 1000;
 /// How long to wait until a state file that could not be written is tried again.
 const STATE_RETRY: Duration = Duration::from_secs(1);
 
+/// How often to try the lock of a lease that was adopted without it.
+const LOCK_RETRY: Duration = Duration::from_secs(1);
+
 /// How often owners are asked whether they live, where the kernel does not say when they exit.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -44,6 +47,10 @@ pub(crate) struct Server {
     state: Option<StateFile>,
     /// When the state file may be tried again.
     state_retry: Option<Time>,
+    /// The ports whose leases were adopted while somebody else had their locks.
+    unlocked: BTreeSet<u16>,
+    /// When those locks may be tried again.
+    lock_retry: Option<Time>,
     waiting: VecDeque<Waiter>,
     next_waiter: u64,
     clients: usize,
@@ -115,6 +122,19 @@ enum ClaimOwner {
     Connection(OwnerId),
 }
 
+impl Claim {
+    /// Returns the claim, unless its process has exited while it waited: its number may be another
+    /// owner's by now, who would be charged with the lease.
+    fn living(self) -> Result<Self, Failure> {
+        if let ClaimOwner::Process(process) = &self.owner
+            && process.watch.has_exited().map_err(failed)?
+        {
+            return Err(denied(Denied::NoProcess, Owner::Process(process.pid)));
+        }
+        Ok(self)
+    }
+}
+
 /// Returns the time since the host was started.
 pub(crate) fn now() -> Time {
     let time = clock_gettime(ClockId::Boottime);
@@ -130,6 +150,8 @@ impl Server {
             attempts: Attempts::new(),
             state: None,
             state_retry: None,
+            unlocked: BTreeSet::new(),
+            lock_retry: None,
             waiting: VecDeque::new(),
             next_waiter: 0,
             clients: 0,
@@ -285,7 +307,9 @@ impl Server {
                 still_waiting.push_back(waiter);
                 continue;
             };
-            let result = match self.try_lease(&left, waiter.scope, waiter.claim) {
+            let result = waiter.claim.living();
+            let result = result.and_then(|claim| self.try_lease(&left, waiter.scope, claim));
+            let result = match result {
                 Ok(Ok(answer)) => Ok(answer),
                 Ok(Err(claim)) => {
                     waiter.claim = claim;
@@ -574,6 +598,7 @@ impl Server {
         }
         self.serve_waiting();
         self.rewrite_state(time);
+        self.lock_unlocked(time);
 
         // A port that has rested matters only to those who wait.
         let rested = self.pool.next_rested().filter(|_| !self.waiting.is_empty());
@@ -590,6 +615,7 @@ impl Server {
             rested,
             retry,
             self.state_retry,
+            self.lock_retry,
             polling,
         ]
         .into_iter()
@@ -600,8 +626,7 @@ impl Server {
     }
 
     fn after_end(&mut self, ended: Vec<(u16, Lease<Lock>)>) {
-        let owners: std::collections::BTreeSet<OwnerId> =
-            ended.iter().map(|(_, lease)| lease.owner).collect();
+        let owners: BTreeSet<OwnerId> = ended.iter().map(|(_, lease)| lease.owner).collect();
         self.save_end(ended.iter().map(|(port, _)| *port));
         drop(ended);
         for owner in owners {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::arguments::{long_after_help, parse_seconds};
+use crate::arguments::parse_seconds;
 use crate::run::names::Name;
 use crate::wanted::Wanted;
 
@@ -43,7 +43,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) wanted: Wanted,
 
-    /// How they pass: auto, strict, door, or lease
+    /// How they pass: auto (default), strict, door, lease
     ///
     /// `auto` takes the strongest that works here, and says so if that is not `strict`. `strict`
     /// fails instead: binds are carried out for COMMAND, and the port is never free. `door`: the
@@ -52,7 +52,7 @@ pub(crate) struct Arguments {
     /// binds, such as `docker run -p`.
     #[arg(
         long, value_name = "HOW", value_enum, default_value_t = HandOff::Auto,
-        hide_possible_values = true
+        hide_possible_values = true, hide_default_value = true
     )]
     pub(crate) hand_off: HandOff,
 
@@ -83,7 +83,13 @@ pub(crate) struct Arguments {
     pub(crate) json: bool,
 
     /// Command to run, and its arguments
-    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
+    // Not in the short help, which has no line to spare: the usage says as much.
+    #[arg(
+        value_name = "COMMAND",
+        required = true,
+        trailing_var_arg = true,
+        hide_short_help = true
+    )]
     pub(crate) command: Vec<OsString>,
 }
 
@@ -109,7 +115,7 @@ pub(crate) enum HandOff {
 #[derive(Args, Debug)]
 #[command(
     override_usage = "portpicker wait [OPTIONS] PORT [SECONDS] [-- COMMAND [ARGUMENT]...]",
-    after_long_help = long_after_help(),
+    after_long_help = AFTER_WAIT,
 )]
 pub(crate) struct WaitArguments {
     /// Port to look at
@@ -128,6 +134,16 @@ pub(crate) struct WaitArguments {
     #[arg(value_name = "COMMAND", last = true)]
     pub(crate) command: Vec<OsString>,
 }
+
+/// The end of the help of `wait`.
+const AFTER_WAIT: &str = "\
+Exit status:
+  0    Something listens; with a COMMAND, its own
+  2    The command line is not valid
+  6    The kernel's tables cannot be read
+  7    Nothing listened on the port in time
+  126  COMMAND was found and could not be run
+  127  COMMAND was not found";
 
 /// The end of the help of `run`, whose exit codes are those of env(1).
 fn after_long_help() -> &'static str {

@@ -12,7 +12,7 @@ use std::process::{Command, ExitCode};
 use portpicker::hand_off::Preparation;
 
 use super::Failure;
-use crate::inherited::{Others, adopt};
+use crate::inherited::{Others, adopt, parse_number};
 use crate::output;
 
 /// The first argument. Not in the help: nobody should type it.
@@ -21,7 +21,7 @@ const COMMAND: &str = "begin";
 /// Which command is to begin, and where its listener goes.
 #[derive(Debug)]
 pub(crate) struct Beginning {
-    socket: RawFd,
+    pub(crate) socket: RawFd,
     program: OsString,
     arguments: Vec<OsString>,
 }
@@ -33,7 +33,7 @@ pub(crate) fn inherited(arguments: &[OsString]) -> Option<Beginning> {
     };
     (command == COMMAND).then_some(())?;
     Some(Beginning {
-        socket: socket.to_str()?.strip_prefix("--socket=")?.parse().ok()?,
+        socket: parse_number(socket.to_str()?.strip_prefix("--socket=")?)?,
         program: program.clone(),
         arguments: arguments.to_vec(),
     })

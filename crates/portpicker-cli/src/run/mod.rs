@@ -2,7 +2,7 @@
 
 mod arguments;
 pub(crate) mod beginning;
-mod names;
+pub(crate) mod names;
 pub(crate) mod passing;
 pub(crate) mod remain;
 mod signals;
@@ -11,7 +11,7 @@ use std::error;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, PipeReader};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use portpicker::hand_off::{Answered, Preparation, StepDown, Supervisor, can_entrust, entrust};
 use portpicker::process::Pid;
-use portpicker::{Error, Hold, Kind, Lease, wait_listening};
+use portpicker::{Error, Hold, Kind, Lease, is_listening, wait_listening};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags};
 use serde_json::json;
@@ -30,6 +30,7 @@ use self::names::NamedPorts;
 use self::remain::Keep;
 use self::signals::{Event, Signals};
 use crate::exit::Exit;
+use crate::inherited;
 use crate::output;
 
 /// The exit codes of env(1), for what is not the command's own.
@@ -92,6 +93,9 @@ struct Running {
     child: Child,
     signals: Signals,
     ports: NamedPorts,
+    /// The transport that is waited for.
+    awaited: Kind,
+    is_step_down_told: bool,
     keeping: Keeping,
 }
 
@@ -134,11 +138,16 @@ fn start(arguments: &Arguments) -> Result<Running, Failure> {
     let mut command = command(arguments, &ports);
     // Before the command is started: no signal may get lost.
     let signals = Signals::block().map_err(Failure::Signals)?;
-    let (child, keeping) = match hand_off(arguments)? {
-        Means::Supervision => {
+    let means = hand_off(arguments)?;
+    let is_step_down_told = means
+        == Means::Supervision {
+            is_step_down_told: true,
+        };
+    let (child, keeping) = match means {
+        Means::Supervision { .. } => {
             let holds = picked.into_iter().filter_map(Picked::into_hold).collect();
             let preparation = Preparation::new(&mut command).map_err(Failure::Supervisor)?;
-            let child = spawn(&mut command, &signals)?;
+            let child = spawn(&mut command, &signals, arguments)?;
             let supervisor = preparation.supervisor(holds).map_err(Failure::Supervisor)?;
             (child, Keeping::Supervisor(supervisor))
         }
@@ -153,9 +162,13 @@ fn start(arguments: &Arguments) -> Result<Running, Failure> {
                 _ => {}
             }
             let (pipe, inherited) = io::pipe().map_err(Failure::Pipe)?;
+            // Not among the numbers that LISTEN_FDS gives to the sockets.
+            let min = inherited::FIRST_OF_SYSTEMD + holders.len() as RawFd;
+            let inherited = rustix::io::fcntl_dupfd_cloexec(&inherited, min)
+                .map_err(|err| Failure::Pipe(err.into()))?;
             rustix::io::fcntl_setfd(&inherited, FdFlags::empty())
                 .map_err(|err| Failure::Pipe(err.into()))?;
-            let child = spawn(&mut command, &signals)?;
+            let child = spawn(&mut command, &signals, arguments)?;
             let keeping = Keeping::Descriptors {
                 holders,
                 leases,
@@ -169,6 +182,11 @@ fn start(arguments: &Arguments) -> Result<Running, Failure> {
         child,
         signals,
         ports,
+        awaited: match arguments.wanted.udp {
+            true => Kind::Udp,
+            false => Kind::Tcp,
+        },
+        is_step_down_told,
         keeping,
     })
 }
@@ -223,7 +241,10 @@ fn leased(leases: Vec<Lease>) -> Vec<Picked> {
 /// How the ports pass to the command.
 #[derive(Debug, PartialEq, Eq)]
 enum Means {
-    Supervision,
+    Supervision {
+        /// Whether it has been said that ports are let go of.
+        is_step_down_told: bool,
+    },
     /// By the supervisor of another `portpicker run`, which this one is below.
     OuterSupervision,
     Door,
@@ -241,12 +262,16 @@ fn hand_off(arguments: &Arguments) -> Result<Means, Failure> {
         HandOff::Auto => false,
     };
     match Preparation::is_possible() {
-        Ok(()) => Ok(Means::Supervision),
+        Ok(()) => Ok(Means::Supervision {
+            is_step_down_told: false,
+        }),
         Err(StepDown::NoNotification(_)) if can_entrust() => Ok(Means::OuterSupervision),
         Err(reason) if is_strict => Err(Failure::NotStrict(reason)),
         Err(reason @ StepDown::NoCopies(_)) => {
             output::warn(&reason, LETTING_GO);
-            Ok(Means::Supervision)
+            Ok(Means::Supervision {
+                is_step_down_told: true,
+            })
         }
         Err(reason) => {
             output::warn(
@@ -293,7 +318,7 @@ fn let_in(picked: Vec<Picked>, means: &Means) -> Result<(Vec<OwnedFd>, Vec<Lease
                 holders.extend(hold.take_tcp().map(OwnedFd::from));
                 holders.extend(hold.take_udp().map(OwnedFd::from));
             }
-            Means::Supervision | Means::Lease => {}
+            Means::Supervision { .. } | Means::Lease => {}
         }
         leases.push(hold.into_lease());
     }
@@ -308,6 +333,14 @@ fn command(arguments: &Arguments, ports: &NamedPorts) -> Command {
     let mut words = arguments.command.iter().map(replace);
     let mut command = Command::new(words.next().expect("required by the command line"));
     command.args(words).envs(ports.environment());
+    command
+}
+
+fn spawn(
+    command: &mut Command,
+    signals: &Signals,
+    arguments: &Arguments,
+) -> Result<Child, Failure> {
     if arguments.wait_listening.is_some() {
         // It outlives us, and must not keep open what our caller reads to its end.
         command.stdin(Stdio::null());
@@ -316,13 +349,9 @@ fn command(arguments: &Arguments, ports: &NamedPorts) -> Command {
             Err(_) => command.stdout(Stdio::null()),
         };
     }
-    command
-}
-
-fn spawn(command: &mut Command, signals: &Signals) -> Result<Child, Failure> {
     signals.restore_in(command);
     command.spawn().map_err(|source| Failure::Command {
-        program: command.get_program().to_owned(),
+        program: arguments.command[0].clone(),
         source,
     })
 }
@@ -334,6 +363,7 @@ impl Running {
         let deadline = arguments
             .wait_listening
             .map(|limit| Instant::now().checked_add(limit));
+        let mut is_to_stop = false;
         loop {
             self.wait_for_event(deadline.is_some())?;
             while let Some(event) = self.signals.next().map_err(Failure::Signals)? {
@@ -343,39 +373,52 @@ impl Running {
                             return self.finish(status, deadline.is_some());
                         }
                     }
-                    Event::PassOn(Signal::SIGTSTP) => {
-                        signals::send(pid, Signal::SIGTSTP);
-                        signals::stop();
+                    Event::PassOn(signal) => {
+                        signals::send(pid, signal);
+                        match signal {
+                            Signal::SIGTSTP => is_to_stop = true,
+                            Signal::SIGCONT => is_to_stop = false,
+                            _ => {}
+                        }
                     }
-                    Event::PassOn(signal) => signals::send(pid, signal),
-                    Event::Stop => signals::stop(),
+                    Event::Stop => is_to_stop = true,
                     Event::Nothing => {}
                 }
             }
+            // Only when it has stopped: it may as well ignore it.
+            if is_to_stop && signals::has_stopped(pid) {
+                signals::stop();
+                is_to_stop = false;
+            }
             let Some(end) = deadline else { continue };
-            if self.is_listening()? {
-                self.report(arguments)?;
-                self.leave_behind()?;
-                return Ok(Outcome::Listening);
+            let result = match self.silent_port() {
+                Ok(Some(_)) if end.is_none_or(|end| Instant::now() < end) => continue,
+                Ok(Some(port)) => Err(Failure::Silent { port }),
+                Ok(None) => self.report(arguments),
+                Err(failure) => Err(failure),
+            };
+            if result.is_err() {
+                self.end(pid)?;
             }
-            if end.is_some_and(|end| Instant::now() >= end) {
-                return self.give_up(pid);
-            }
+            self.leave_behind()?;
+            return result.map(|()| Outcome::Listening);
         }
     }
 
     /// Waits for a signal, carrying out binds meanwhile.
     fn wait_for_event(&mut self, is_impatient: bool) -> Result<(), Failure> {
-        let interval = is_impatient.then(|| Timespec {
-            tv_sec: 0,
-            tv_nsec: LISTENING_INTERVAL.as_nanos() as i64,
-        });
+        let end = is_impatient.then(|| Instant::now() + LISTENING_INTERVAL);
         loop {
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            let timeout = left.map(|left| Timespec {
+                tv_sec: 0,
+                tv_nsec: left.subsec_nanos().into(),
+            });
             let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
             if let Keeping::Supervisor(supervisor) = &self.keeping {
                 fds.push(PollFd::new(supervisor, PollFlags::IN));
             }
-            match poll(&mut fds, interval.as_ref()) {
+            match poll(&mut fds, timeout.as_ref()) {
                 Ok(0) => return Ok(()),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(err) => return Err(Failure::Supervisor(err.into())),
@@ -386,32 +429,36 @@ impl Running {
                 .is_some_and(|fd| fd.revents().contains(PollFlags::IN));
             if has_call && let Keeping::Supervisor(supervisor) = &mut self.keeping {
                 let answered = supervisor.answer().map_err(Failure::Supervisor)?;
-                if let Answered::SteppedDown(reason) = answered {
+                if let Answered::SteppedDown(reason) = answered
+                    && !self.is_step_down_told
+                {
                     output::warn(&reason, LETTING_GO);
+                    self.is_step_down_told = true;
                 }
             }
-            if has_signal {
+            // A command that binds all the time is no reason to look at nothing else.
+            if has_signal || left.is_some_and(|left| left.is_zero()) {
                 return Ok(());
             }
         }
     }
 
-    fn is_listening(&self) -> Result<bool, Failure> {
+    /// Returns a port on which nothing listens.
+    fn silent_port(&self) -> Result<Option<u16>, Failure> {
+        let holders = self.keeping.holders();
         for port in self.ports.ports() {
-            if !wait_listening(port, Kind::Tcp, Duration::ZERO).map_err(Failure::Tables)? {
-                return Ok(false);
+            if !is_listening(port, self.awaited, &holders).map_err(Failure::Tables)? {
+                return Ok(Some(port));
             }
         }
-        Ok(true)
+        Ok(None)
     }
 
-    /// Ends a command that does not listen in time.
-    fn give_up(mut self, pid: Pid) -> Result<Outcome, Failure> {
-        let port = self
-            .ports
-            .ports()
-            .find(|&port| !matches!(wait_listening(port, Kind::Tcp, Duration::ZERO), Ok(true)));
+    /// Ends a command that does not do what was wanted.
+    fn end(&mut self, pid: Pid) -> Result<(), Failure> {
         signals::send(pid, Signal::SIGTERM);
+        // One that was stopped has to go on to end.
+        signals::send(pid, Signal::SIGCONT);
         let end = Instant::now() + GRACE;
         while self.child.try_wait().map_err(Failure::Wait)?.is_none() {
             if Instant::now() >= end {
@@ -421,9 +468,7 @@ impl Running {
             self.wait_for_event(true)?;
             while self.signals.next().map_err(Failure::Signals)?.is_some() {}
         }
-        Err(Failure::Silent {
-            port: port.unwrap_or_default(),
-        })
+        Ok(())
     }
 
     /// Ends as the command has, and leaves the ports to what it has left behind.
@@ -488,6 +533,19 @@ impl Keeping {
             Self::Descriptors { leases, .. } => leases,
         };
         leases.iter().filter_map(Lease::descriptor).collect()
+    }
+
+    /// Returns the sockets that hold the ports, and are not the command's.
+    fn holders(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Self::Supervisor(supervisor) => supervisor.descriptors().holders,
+            Self::Descriptors {
+                holders,
+                are_entrusted: true,
+                ..
+            } => holders.iter().map(AsFd::as_fd).collect(),
+            Self::Descriptors { .. } => Vec::new(),
+        }
     }
 }
 

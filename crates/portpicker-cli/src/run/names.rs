@@ -12,13 +12,16 @@ impl FromStr for Name {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let is_good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-        if !text.is_empty() && text.bytes().all(is_good) {
+        if !text.is_empty() && text.bytes().all(is_of_name) {
             Ok(Self(text.to_owned()))
         } else {
             Err("a name is made of letters, digits, `-`, and `_`".to_owned())
         }
     }
+}
+
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'
 }
 
 /// The ports of a command, each with its name.
@@ -72,18 +75,21 @@ impl NamedPorts {
         while let Some(open) = rest.iter().position(|&byte| byte == b'{') {
             let (before, from_brace) = rest.split_at(open);
             replaced.extend(before);
-            let port = from_brace
-                .iter()
-                .position(|&byte| byte == b'}')
-                .and_then(|close| Some((close, self.port(&from_brace[1..close])?)));
+            let inside = &from_brace[1..];
+            // No further than a name goes: a long argument of open braces would take seconds.
+            let name = inside.iter().take_while(|byte| is_of_name(**byte)).count();
+            let port = match inside.get(name) {
+                Some(b'}') => self.port(&inside[..name]),
+                _ => None,
+            };
             rest = match port {
-                Some((close, port)) => {
+                Some(port) => {
                     replaced.extend(port.to_string().bytes());
-                    &from_brace[close + 1..]
+                    &inside[name + 1..]
                 }
                 None => {
                     replaced.push(b'{');
-                    &from_brace[1..]
+                    inside
                 }
             };
         }
@@ -160,5 +166,8 @@ mod tests {
         }
         let bytes = OsStr::from_bytes(b"\xff{}\xfe");
         assert_eq!(ports.replace(bytes).as_bytes(), b"\xff81\xfe");
+        // As long as an argument can be.
+        let open = "{".repeat(128 * 1024);
+        assert_eq!(ports.replace(OsStr::new(&open)), &*open);
     }
 }

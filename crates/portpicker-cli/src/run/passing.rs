@@ -6,7 +6,7 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{self, Command, ExitCode};
 
@@ -29,16 +29,12 @@ pub(crate) fn command(
     for socket in sockets {
         rustix::io::fcntl_setfd(socket, FdFlags::empty())?;
     }
-    let numbers: Vec<String> = sockets
-        .iter()
-        .map(|socket| socket.as_raw_fd().to_string())
-        .collect();
     let names: Vec<&str> = ports.names().collect();
     let mut passing = Command::new(env::current_exe()?);
     passing
         .arg0("portpicker")
         .arg(COMMAND)
-        .arg(format!("--sockets={}", numbers.join(",")))
+        .arg(format!("--sockets={}", inherited::numbers(sockets)))
         .arg(format!("--names={}", names.join(":")))
         .arg(command.get_program())
         .args(command.get_args());
@@ -53,7 +49,7 @@ pub(crate) fn command(
 /// What is to be passed, and to which command.
 #[derive(Debug)]
 pub(crate) struct Passed {
-    sockets: Vec<RawFd>,
+    pub(crate) sockets: Vec<RawFd>,
     names: String,
     program: OsString,
     arguments: Vec<OsString>,
@@ -68,10 +64,7 @@ pub(crate) fn inherited(arguments: &[OsString]) -> Option<Passed> {
         |argument: &OsStr, name: &str| Some(argument.to_str()?.strip_prefix(name)?.to_owned());
     (command == COMMAND).then_some(())?;
     Some(Passed {
-        sockets: value(sockets, "--sockets=")?
-            .split(',')
-            .map(|part| part.parse().ok())
-            .collect::<Option<_>>()?,
+        sockets: inherited::parse_numbers(&value(sockets, "--sockets=")?)?,
         names: value(names, "--names=")?,
         program: program.clone(),
         arguments: arguments.to_vec(),

@@ -13,7 +13,7 @@ use std::env;
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -22,7 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::again;
-use crate::inherited::{Others, adopt};
+use crate::inherited::{Others, adopt, numbers, parse_number, parse_numbers};
 
 /// The first argument. Not in the help: nobody should type it.
 const COMMAND: &str = "remain";
@@ -52,10 +52,11 @@ pub(crate) fn start(
     let dev_null = File::options().read(true).write(true).open("/dev/null")?;
     let streams = [dev_null.as_fd(); 3];
     let mut kept = locks.to_vec();
+    let listed: Vec<String> = ports.iter().map(u16::to_string).collect();
     let mut arguments = vec![
         "portpicker".to_owned(),
         COMMAND.to_owned(),
-        format!("--ports={}", list(ports.iter().map(u16::to_string))),
+        format!("--ports={}", listed.join(",")),
         format!("--locks={}", numbers(locks)),
     ];
     match keep {
@@ -90,14 +91,6 @@ pub(crate) fn start(
     Ok(())
 }
 
-fn list(items: impl Iterator<Item = String>) -> String {
-    items.collect::<Vec<_>>().join(",")
-}
-
-fn numbers(fds: &[BorrowedFd<'_>]) -> String {
-    list(fds.iter().map(|fd| fd.as_raw_fd().to_string()))
-}
-
 /// What the process that remains reads from its command line.
 #[derive(Debug)]
 pub(crate) struct Inherited {
@@ -107,40 +100,56 @@ pub(crate) struct Inherited {
 
 /// Returns what is on the command line if it is one that [`start`] has written.
 pub(crate) fn inherited(arguments: &[OsString]) -> Option<Inherited> {
-    let [_, command, _ports, locks, rest @ ..] = arguments else {
+    let [_, command, ports, locks, rest @ ..] = arguments else {
         return None;
     };
     (command == COMMAND).then_some(())?;
     let value =
         |argument: &OsString, name: &str| Some(argument.to_str()?.strip_prefix(name)?.to_owned());
-    let numbers = |argument: &OsString, name: &str| {
-        value(argument, name)?
-            .split(',')
-            .filter(|part| !part.is_empty())
-            .map(|part| part.parse().ok())
-            .collect::<Option<Vec<RawFd>>>()
-    };
-    let one = |argument: &OsString, name: &str| numbers(argument, name)?.first().copied();
+    let one = |argument: &OsString, name: &str| parse_number(&value(argument, name)?);
+    let many = |argument: &OsString, name: &str| parse_numbers(&value(argument, name)?);
+    value(ports, "--ports=")?;
     let keep = match rest {
-        [listener, holders, hosts, guests] => Keep::Supervise(Descriptors {
-            listener: one(listener, "--listener=")?,
-            holders: numbers(holders, "--holders=")?,
-            guests: numbers(hosts, "--hosts=")?
-                .into_iter()
-                .zip(numbers(guests, "--guests=")?)
-                .collect(),
-        }),
+        [listener, holders, hosts, guests] => {
+            let (hosts, guests) = (many(hosts, "--hosts=")?, many(guests, "--guests=")?);
+            (hosts.len() == guests.len()).then_some(())?;
+            Keep::Supervise(Descriptors {
+                listener: one(listener, "--listener=")?,
+                holders: many(holders, "--holders=")?,
+                guests: hosts.into_iter().zip(guests).collect(),
+            })
+        }
         [pipe, holders, entrusted] => Keep::Wait {
             pipe: one(pipe, "--pipe=")?,
-            holders: numbers(holders, "--holders=")?,
-            are_entrusted: value(entrusted, "--entrusted=")? == "true",
+            holders: many(holders, "--holders=")?,
+            are_entrusted: value(entrusted, "--entrusted=")?.parse().ok()?,
         },
         _ => return None,
     };
     Some(Inherited {
-        locks: numbers(locks, "--locks=")?,
+        locks: many(locks, "--locks=")?,
         keep,
     })
+}
+
+impl Inherited {
+    /// Returns the locks, and then what else there is, in the order in which [`take`] takes it.
+    pub(crate) fn descriptors(&self) -> Vec<RawFd> {
+        let mut all = self.locks.clone();
+        match &self.keep {
+            Keep::Supervise(descriptors) => {
+                all.push(descriptors.listener);
+                all.extend(&descriptors.holders);
+                let guests = descriptors.guests.iter();
+                all.extend(guests.flat_map(|&(host, socket)| [host, socket]));
+            }
+            Keep::Wait { pipe, holders, .. } => {
+                all.push(*pipe);
+                all.extend(holders);
+            }
+        }
+        all
+    }
 }
 
 /// Keeps the ports until the last process has ended: all that remains to be done.
@@ -174,25 +183,8 @@ pub(crate) fn remain(inherited: Inherited) -> ExitCode {
 
 /// Takes what was inherited. `None` if a descriptor is not there.
 fn take(inherited: Inherited) -> Option<(Vec<OwnedFd>, Keep<OwnedFd>)> {
+    let mut adopted = adopt(&inherited.descriptors(), Others::Close)?.into_iter();
     let Inherited { locks, keep } = inherited;
-    let mut all = locks.clone();
-    match &keep {
-        Keep::Supervise(descriptors) => {
-            all.push(descriptors.listener);
-            all.extend(&descriptors.holders);
-            all.extend(
-                descriptors
-                    .guests
-                    .iter()
-                    .flat_map(|&(host, socket)| [host, socket]),
-            );
-        }
-        Keep::Wait { pipe, holders, .. } => {
-            all.push(*pipe);
-            all.extend(holders);
-        }
-    }
-    let mut adopted = adopt(&all, Others::Close)?.into_iter();
     let mut next = || adopted.next().expect("as many as were named");
     let locks = locks.iter().map(|_| next()).collect();
     let keep = match keep {

@@ -2,11 +2,12 @@
 //!
 //! # Safety
 //!
-//! [`CommandExt::pre_exec`] runs a closure in the forked child of a program that may have threads.
-//! The one here calls sigprocmask(2) with a value of its own, and nothing else.
+//! - [`CommandExt::pre_exec`] runs a closure in the forked child of a program that may have threads.
+//!   The one here calls sigprocmask(2) and sigaction(2) with values of its own, and nothing else.
+//! - [`signal`] is given no handler, only SIG_DFL and SIG_IGN: no code of ours runs in a signal.
 #![expect(
     unsafe_code,
-    reason = "a command inherits the signals that are blocked, and nothing else can unblock them"
+    reason = "a command inherits which signals are blocked and ignored, and nothing else can change that"
 )]
 
 use std::io;
@@ -14,9 +15,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use portpicker::process::Pid;
+use rustix::process::{WaitId, WaitIdOptions, getpid, getsid, waitid};
 
 /// Signals that people send to a job, and that mean its command.
 const PASSED_ON: [Signal; 10] = [
@@ -38,6 +40,8 @@ pub(crate) struct Signals {
     events: SignalFd,
     /// What was blocked before.
     inherited: SigSet,
+    /// Whether our parent ignores the ends of its children, and had us do so.
+    ignored_children: bool,
 }
 
 /// What a signal means.
@@ -47,7 +51,7 @@ pub(crate) enum Event {
     Child,
     /// The command should have this.
     PassOn(Signal),
-    /// The terminal has stopped its foreground: the command too, and now it is our turn.
+    /// The terminal stops its foreground: the command too, if it likes, and then it is our turn.
     Stop,
     /// Nothing: the terminal has sent it to the command as well.
     Nothing,
@@ -60,17 +64,27 @@ impl Signals {
         all.add(Signal::SIGCHLD);
         let inherited = all.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        // Ignored, it lets children vanish before anybody has asked how they have ended.
+        // SAFETY: no handler.
+        let children = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
         Ok(Self {
             events: SignalFd::with_flags(&all, flags)?,
             inherited,
+            ignored_children: matches!(children, SigHandler::SigIgn),
         })
     }
 
-    /// Has `command` start with the signals blocked that were blocked before.
+    /// Has `command` start with the signals blocked and ignored that were so before.
     pub(crate) fn restore_in(&self, command: &mut Command) {
-        let mask = self.inherited;
-        let restore = move || Ok(mask.thread_set_mask()?);
-        // SAFETY: it calls only the kernel, with a value that was copied into it.
+        let (mask, ignores_children) = (self.inherited, self.ignored_children);
+        let restore = move || {
+            if ignores_children {
+                // SAFETY: no handler.
+                unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
+            }
+            Ok(mask.thread_set_mask()?)
+        };
+        // SAFETY: it calls only the kernel, with values that were copied into it.
         unsafe { command.pre_exec(restore) };
     }
 
@@ -80,16 +94,23 @@ impl Signals {
             return Ok(None);
         };
         let signal = Signal::try_from(info.ssi_signo as i32)?;
-        // The kernel sends what is typed at the terminal to all of the foreground: us, and the
-        // command. What a process has sent is for us alone.
-        let is_typed = info.ssi_code > 0;
+        // What a process has sent is for us alone.
+        let is_kernels = info.ssi_code > 0;
         Ok(Some(match signal {
             Signal::SIGCHLD => Event::Child,
-            Signal::SIGTSTP if is_typed => Event::Stop,
-            _ if is_typed => Event::Nothing,
+            Signal::SIGTSTP if is_kernels => Event::Stop,
+            // What is typed at the terminal, and its size, all of the foreground is told: us, and the
+            // command.
+            Signal::SIGINT | Signal::SIGQUIT | Signal::SIGWINCH if is_kernels => Event::Nothing,
+            // That the terminal is gone as well, but for the leader of its session, who is told alone.
+            Signal::SIGHUP | Signal::SIGCONT if is_kernels && !leads_session() => Event::Nothing,
             _ => Event::PassOn(signal),
         }))
     }
+}
+
+fn leads_session() -> bool {
+    getsid(None) == Ok(getpid())
 }
 
 impl AsFd for Signals {
@@ -101,6 +122,15 @@ impl AsFd for Signals {
 /// Sends `signal` to the process `pid`, if it is still there.
 pub(crate) fn send(pid: Pid, signal: Signal) {
     _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.get() as i32), signal);
+}
+
+/// Tells whether the process `pid`, a child of ours, has stopped.
+pub(crate) fn has_stopped(pid: Pid) -> bool {
+    let Some(pid) = rustix::process::Pid::from_raw(pid.get() as i32) else {
+        return false;
+    };
+    let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    matches!(waitid(WaitId::Pid(pid), options), Ok(Some(_)))
 }
 
 /// Stops this process, until somebody continues it.
@@ -117,6 +147,9 @@ pub(crate) fn die_of(signal: i32) {
     };
     // The command has left its core, if any: ours is of no use.
     _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0);
+    // Rust ignores SIGPIPE, and has handlers for SIGSEGV and SIGBUS.
+    // SAFETY: no handler.
+    _ = unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) };
     _ = SigSet::from(signal).thread_unblock();
     _ = nix::sys::signal::raise(signal);
 }

@@ -1,7 +1,7 @@
 //! The keeper: it keeps what it has until the owner exits, and is in nobody's way.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use portpicker::process::Pid;
@@ -10,6 +10,7 @@ use rustix::process::{Signal, kill_process, kill_process_group};
 use crate::support::{
     LONG, Owner, is_leased, pick, portpicker, run, shell, wait_until_unused, watch,
 };
+use crate::terminal::Terminal;
 
 #[test]
 fn the_lease_and_the_keeper_end_with_the_owner() {
@@ -191,62 +192,4 @@ fn descriptors(pid: Pid) -> Vec<String> {
 
 fn to_rustix(pid: Pid) -> rustix::process::Pid {
     rustix::process::Pid::from_raw(pid.get() as i32).unwrap()
-}
-
-/// A pseudo-terminal, with the test at the keyboard.
-struct Terminal {
-    keyboard: File,
-    screen: BufReader<File>,
-    other_side: File,
-}
-
-impl Terminal {
-    fn open() -> Self {
-        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-        let keyboard =
-            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-        grantpt(&keyboard).unwrap();
-        unlockpt(&keyboard).unwrap();
-        let name = ptsname(&keyboard, Vec::new()).unwrap();
-        let other_side = rustix::fs::open(
-            &name,
-            rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC,
-            rustix::fs::Mode::empty(),
-        )
-        .unwrap();
-        let keyboard = File::from(keyboard);
-        let screen = BufReader::new(keyboard.try_clone().unwrap());
-        Self {
-            keyboard,
-            screen,
-            other_side: other_side.into(),
-        }
-    }
-
-    /// Starts `script` in a session whose terminal this is.
-    fn start(&self, script: &str) -> std::process::Child {
-        Command::new("setsid")
-            .args(["--ctty", "sh", "-c", script])
-            .env_remove("PORTSERVER_ADDRESS")
-            .stdin(self.other_side.try_clone().unwrap())
-            .stdout(self.other_side.try_clone().unwrap())
-            .stderr(self.other_side.try_clone().unwrap())
-            .spawn()
-            .unwrap()
-    }
-
-    fn type_in(&mut self, keys: &[u8]) {
-        self.keyboard.write_all(keys).unwrap();
-    }
-
-    /// Returns the next line on the screen that has `text` in it.
-    fn line_with(&mut self, text: &str) -> String {
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.screen.read_line(&mut line).unwrap(), 0);
-            if line.contains(text) {
-                return line;
-            }
-        }
-    }
 }

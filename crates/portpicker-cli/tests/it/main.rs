@@ -11,10 +11,12 @@ mod messages;
 mod pick;
 mod readme;
 mod release;
+mod run;
 mod serve;
 mod servers;
 mod status;
 mod support;
+mod terminal;
 
 /// The process with the library that other tests talk to.
 #[test]

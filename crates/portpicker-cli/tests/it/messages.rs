@@ -4,7 +4,7 @@ use expect_test::{ExpectFile, expect_file};
 
 use crate::support::{Ended, Owner, portpicker, run};
 
-fn help(arguments: &[&str], expected: ExpectFile) {
+pub(crate) fn help(arguments: &[&str], expected: ExpectFile) {
     let Ended {
         code,
         stdout,
@@ -21,6 +21,8 @@ fn short_help_fits_a_screen_of_24_lines_and_80_columns() {
         &["pick", "-h"],
         &["completions", "-h"],
         &["manual", "-h"],
+        &["run", "-h"],
+        &["wait", "-h"],
     ] {
         let text = run(&mut portpicker(arguments)).stdout;
         assert!(

@@ -1,6 +1,7 @@
 //! Running the command, for an owner whose life the test decides.
 
-use std::process::{Child, Command, Output, Stdio};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use portpicker::process::{Pid, Watch};
@@ -55,6 +56,45 @@ pub(crate) fn run(command: &mut Command) -> Ended {
         code: status.code(),
         stdout: String::from_utf8(stdout).unwrap(),
         stderr: String::from_utf8(stderr).unwrap(),
+    }
+}
+
+/// A command whose input and output are the test's.
+#[derive(Debug)]
+pub(crate) struct Talking {
+    pub(crate) child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Talking {
+    /// Starts `command`. It ends with the test, at the latest at the end of its input.
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self { child, output }
+    }
+
+    /// Returns the next line of its output, without its end; empty at the end of the output.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// Writes a line to its input.
+    pub(crate) fn say(&mut self, line: &str) {
+        let input = self.child.stdin.as_mut().unwrap();
+        input.write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+
+    /// Ends its input, and waits until it has ended.
+    pub(crate) fn finish(mut self) -> ExitStatus {
+        drop(self.child.stdin.take());
+        self.child.wait().unwrap()
     }
 }
 

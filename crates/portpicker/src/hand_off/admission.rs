@@ -1,17 +1,21 @@
 //! Letting one certain socket bind a held port, or listen on it, and nobody else.
 //!
 //! The socket is the caller's own. The holder's and the visitor's sockets are made to get along for
-//! the moment of the call, by one of two means:
+//! the moment of the call, by one of three means:
 //!
 //! - *Devices.* The kernel lets two sockets share a port if they are bound to different network
-//!   interfaces, so each is bound to another one, neither of which need exist. Everybody else's
-//!   sockets are bound to none, which is in conflict with both: there is no moment in which anybody
-//!   else gets in. A UDP socket can be freed from its interface by anybody (connect(2) to
-//!   AF_UNSPEC), a TCP socket only with CAP_NET_RAW.
-//! - *SO_REUSEADDR* on both. For that moment anybody else who sets it may bind the port too. On TCP
-//!   that is of no use to them: they would have to listen in the same moment, in between our two
-//!   system calls. If somebody does, our visitor is refused, and tries again until the other has
-//!   gone.
+//!   interfaces, so each is bound to another one. Everybody else's sockets are bound to none, which
+//!   is in conflict with both: there is no moment in which anybody else gets in. A UDP socket can be
+//!   freed from its interface by anybody (connect(2) to AF_UNSPEC), a TCP socket only with
+//!   CAP_NET_RAW.
+//! - *SO_REUSEADDR* on both, for a TCP socket without CAP_NET_RAW. For that moment anybody else who
+//!   sets it may bind the port too. That is of no use to them: they would have to listen in the same
+//!   moment, in between our two system calls. If somebody does, our visitor is refused, and tries
+//!   again until the other has gone.
+//! - *SO_REUSEPORT* on both, for a visitor that sets it, and that others of its kind are there
+//!   before. They are a group, among which the kernel deals connections or datagrams, and whose
+//!   members it finds only on the same interface. In that moment others get in who are the same
+//!   user's and set it too, with whom the visitor wants to share anyway.
 //!
 //! What the visitor has set itself is restored.
 
@@ -23,8 +27,11 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::fstat;
+use rustix::net::netdevice::name_to_index;
 use socket2::{Domain, Socket, Type};
 
+use crate::probe::forget_sharing;
 use crate::sys::device::{device, set_device};
 
 /// Interfaces that no host has: their numbers are given out from 1.
@@ -38,115 +45,198 @@ const PAUSE: Duration = Duration::from_micros(200);
 
 /// Binds `visitor` to `address`, on the port that `holder` holds.
 pub(crate) fn bind(holder: &Socket, visitor: &Socket, address: SocketAddr) -> io::Result<()> {
-    admit(holder, visitor, Some(address), || {
-        visitor.bind(&address.into())
-    })
+    let devices = devices_for(visitor, address)?;
+    Visit::new(holder, visitor)?.admit(&devices, || visitor.bind(&address.into()))
 }
 
-/// Makes `visitor`, which is bound beside `holder`, listen.
+/// Makes `visitor`, a TCP socket that is bound beside `holder`, listen.
+///
+/// The kernel looks for conflicts again then.
 pub(crate) fn listen(holder: &Socket, visitor: &Socket, backlog: i32) -> io::Result<()> {
-    // The kernel looks for conflicts again when a socket starts to listen.
-    let address = visitor.local_addr()?.as_socket();
-    admit(holder, visitor, address, || visitor.listen(backlog))
+    Visit::new(holder, visitor)?.admit(&[VISITOR_DEVICE], || visitor.listen(backlog))
 }
 
-fn admit(
-    holder: &Socket,
-    visitor: &Socket,
-    address: Option<SocketAddr>,
-    call: impl Fn() -> io::Result<()>,
-) -> io::Result<()> {
-    let is_udp = holder.r#type()? == Type::DGRAM;
-    if (is_udp || may_change_devices())
-        && device(visitor).is_ok_and(|device| device == 0)
-        && let Some(visitors) = visitors_device(address)
-    {
-        return by_device(holder, visitor, visitors, is_udp, call);
-    }
-    by_reuse_address(holder, visitor, call)
-}
-
-fn by_device(
-    holder: &Socket,
-    visitor: &Socket,
-    visitors: u32,
+/// A socket that is to get along with the one that holds its port.
+struct Visit<'s> {
+    holder: &'s Socket,
+    visitor: &'s Socket,
     is_udp: bool,
-    call: impl FnOnce() -> io::Result<()>,
-) -> io::Result<()> {
-    let leave_device = |socket: &Socket| {
-        if is_udp {
+    /// Whether the visitor sets SO_REUSEPORT.
+    is_sharing: bool,
+    has_devices: bool,
+}
+
+impl<'s> Visit<'s> {
+    fn new(holder: &'s Socket, visitor: &'s Socket) -> io::Result<Self> {
+        let is_udp = holder.r#type()? == Type::DGRAM;
+        Ok(Self {
+            holder,
+            visitor,
+            is_udp,
+            is_sharing: visitor.reuse_port()?,
+            has_devices: is_udp || may_change_devices(),
+        })
+    }
+
+    /// `devices`: interfaces for the visitor, one of which has its address.
+    fn admit(&self, devices: &[u32], call: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let result = match self.is_sharing {
+                true => self.admit_sharing(devices, &call),
+                false => self.admit_alone(devices, &call),
+            };
+            match result {
+                // Somebody was faster, or the command itself has the address already.
+                Err(err) if is_in_use(&err) && !self.has_devices && Instant::now() < end => {
+                    thread::sleep(PAUSE);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Lets a visitor in that sets SO_REUSEPORT.
+    fn admit_sharing(&self, devices: &[u32], call: &impl Fn() -> io::Result<()>) -> io::Result<()> {
+        // The first of its kind needs nobody's consent. The kernel would remember that it sets the
+        // option, and let the next one in who does without looking at the holder, also when the
+        // visitor has gone.
+        self.visitor.set_reuse_port(false)?;
+        let visitors_own = self.visitor.reuse_address()?;
+        if self.is_udp {
+            // Which would let it in beside others, and not into their group.
+            self.visitor.set_reuse_address(false)?;
+        }
+        let alone = self.admit_alone(devices, call);
+        self.visitor.set_reuse_address(visitors_own)?;
+        self.visitor.set_reuse_port(true)?;
+        match alone {
+            Err(err) if !is_in_use(&err) => Err(err),
+            Err(_) if self.are_of_one_user() => self.by_reuse_port(call),
+            // Beside others, though not of their group.
+            Err(_) => self.admit_alone(devices, call),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn admit_alone(&self, devices: &[u32], call: &impl Fn() -> io::Result<()>) -> io::Result<()> {
+        if self.has_devices {
+            self.by_device(devices, call)
+        } else {
+            self.by_reuse_address(call)
+        }
+    }
+
+    fn by_device(&self, devices: &[u32], call: &impl Fn() -> io::Result<()>) -> io::Result<()> {
+        if device(self.holder)? == 0 {
+            set_device(self.holder, HOLDER_DEVICE)?;
+        }
+        let result = match (devices, device(self.visitor)?) {
+            ([_, ..], 0) => self.on_one_of(devices, call),
+            // It is on one by its own wish, and stays there.
+            _ => call(),
+        };
+        // A UDP holder stays where it is beside a visitor that shares its port, for the kernel could
+        // give it datagrams that are meant for the visitor. Bound to no interface that there is, it
+        // gets none, and still nobody else may bind the port.
+        if !(self.is_udp && self.is_sharing) {
+            self.leave_device(self.holder)?;
+        }
+        result
+    }
+
+    /// Makes the call with the visitor on one of `devices` for as long as it takes.
+    fn on_one_of(&self, devices: &[u32], call: &impl Fn() -> io::Result<()>) -> io::Result<()> {
+        let mut result = Err(io::ErrorKind::AddrNotAvailable.into());
+        for &index in devices {
+            set_device(self.visitor, index)?;
+            result = call();
+            self.leave_device(self.visitor)?;
+            match &result {
+                // Another one has the address. (Or none: that is the last one's answer too.)
+                Err(err) if is_elsewhere(err) => {}
+                _ => break,
+            }
+        }
+        result
+    }
+
+    fn leave_device(&self, socket: &Socket) -> io::Result<()> {
+        if self.is_udp {
             Ok(rustix::net::connect_unspec(socket)?)
         } else {
             set_device(socket, 0)
         }
-    };
-    if device(holder)? == 0 {
-        set_device(holder, HOLDER_DEVICE)?;
     }
-    let result = set_device(visitor, visitors).and_then(|()| {
-        let result = call();
-        leave_device(visitor)?;
-        result
-    });
-    // A UDP holder stays where it is beside a visitor that shares its port, for the kernel could
-    // give it datagrams that are meant for the visitor. Bound to no interface that there is, it gets
-    // none.
-    if !(is_udp && visitor.reuse_port().unwrap_or(false)) {
-        leave_device(holder)?;
-    }
-    result
-}
 
-fn by_reuse_address(
-    holder: &Socket,
-    visitor: &Socket,
-    call: impl Fn() -> io::Result<()>,
-) -> io::Result<()> {
-    let visitors_own = visitor.reuse_address()?;
-    visitor.set_reuse_address(true)?;
-    let end = Instant::now() + PATIENCE;
-    let result = loop {
+    fn by_reuse_address(&self, call: &impl Fn() -> io::Result<()>) -> io::Result<()> {
+        let visitors_own = self.visitor.reuse_address()?;
+        self.visitor.set_reuse_address(true)?;
         // A fresh time slice: the moment is a microsecond long, unless we have to wait in it.
         thread::yield_now();
-        holder.set_reuse_address(true)?;
+        self.holder.set_reuse_address(true)?;
         let result = call();
-        holder.set_reuse_address(false)?;
-        match result {
-            // Somebody was faster, or the command itself has the address already.
-            Err(err) if err.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
-                thread::sleep(PAUSE);
-            }
-            result => break result,
-        }
-    };
-    visitor.set_reuse_address(visitors_own)?;
-    result
-}
+        self.holder.set_reuse_address(false)?;
+        self.visitor.set_reuse_address(visitors_own)?;
+        result
+    }
 
-/// Returns an interface that a socket which is bound to `address` may be bound to.
-fn visitors_device(address: Option<SocketAddr>) -> Option<u32> {
-    match address?.ip() {
-        IpAddr::V6(address) if !address.is_unspecified() && address.to_ipv4_mapped().is_none() => {
-            // The kernel asks whether that very interface has the address.
-            interface_of(address)
+    fn by_reuse_port(&self, call: &impl Fn() -> io::Result<()>) -> io::Result<()> {
+        // Elsewhere, so that the holder does not become one of the group.
+        if self.is_udp && device(self.holder)? == 0 {
+            set_device(self.holder, HOLDER_DEVICE)?;
         }
-        _ => Some(VISITOR_DEVICE),
+        thread::yield_now();
+        self.holder.set_reuse_port(true)?;
+        let result = call();
+        if !self.is_udp
+            && let Some(local) = self.holder.local_addr()?.as_socket()
+        {
+            forget_sharing(local.port());
+        }
+        self.holder.set_reuse_port(false)?;
+        result
+    }
+
+    fn are_of_one_user(&self) -> bool {
+        let user = |socket: &Socket| fstat(socket).ok().map(|stat| stat.st_uid);
+        user(self.holder) == user(self.visitor)
     }
 }
 
-/// Returns the interface that has an IPv6 address, from if_inet6 in [proc(5)].
-///
-/// [proc(5)]: https://man7.org/linux/man-pages/man5/proc.5.html
-fn interface_of(address: Ipv6Addr) -> Option<u32> {
-    let digits: String = address
-        .octets()
-        .map(|octet| format!("{octet:02x}"))
-        .concat();
-    let table = fs::read_to_string("/proc/thread-self/net/if_inet6").ok()?;
-    table.lines().find_map(|line| {
-        let index = line.strip_prefix(&digits)?.split_whitespace().next()?;
-        u32::from_str_radix(index, 16).ok()
-    })
+/// Returns interfaces that a socket may be bound to which is to be bound to `address`.
+fn devices_for(visitor: &Socket, address: SocketAddr) -> io::Result<Vec<u32>> {
+    match address.ip() {
+        // It says its interface itself, and the socket is bound to that for good.
+        IpAddr::V6(address) if is_link_local(address) => Ok(Vec::new()),
+        // The kernel asks whether that very interface has the address. It knows best which does.
+        IpAddr::V6(address) if !address.is_unspecified() => interfaces(visitor),
+        _ => Ok(vec![VISITOR_DEVICE]),
+    }
+}
+
+fn is_link_local(address: Ipv6Addr) -> bool {
+    // ff01::/16 and ff02::/16: groups on one interface or one link.
+    address.is_unicast_link_local() || matches!(address.segments()[0], 0xff01 | 0xff02)
+}
+
+fn is_in_use(err: &io::Error) -> bool {
+    err.kind() == io::ErrorKind::AddrInUse
+}
+
+/// What bind(2) says of an address that an interface does not have.
+fn is_elsewhere(err: &io::Error) -> bool {
+    err.kind() == io::ErrorKind::AddrNotAvailable || err.raw_os_error() == Some(libc::ENODEV)
+}
+
+/// Returns the numbers of the interfaces in the visitor's network namespace.
+fn interfaces(visitor: &Socket) -> io::Result<Vec<u32>> {
+    // Two lines of title; the loopback interface is the first.
+    let table = fs::read_to_string("/proc/thread-self/net/dev")?;
+    let names = table.lines().filter_map(|line| line.split_once(':'));
+    Ok(names
+        .filter_map(|(name, _)| name_to_index(visitor, name.trim()).ok())
+        .collect())
 }
 
 /// Tells whether this process may free a TCP socket from its interface.

@@ -69,8 +69,8 @@ pub fn entrust<S: AsFd>(holders: &[S]) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes holds that were entrusted back into our own care.
-pub(crate) fn withdraw<S: AsFd>(holders: &[S]) {
+/// Takes holds that were [entrusted](entrust) back into our own care.
+pub fn withdraw<S: AsFd>(holders: &[S]) {
     for holder in holders {
         // Nobody is asked who was not before.
         _ = Wish::Withdraw.make(holder);

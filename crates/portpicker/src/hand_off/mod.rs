@@ -18,6 +18,9 @@
 //!
 //! - [seccomp_unotify(2)](https://man7.org/linux/man-pages/man2/seccomp_unotify.2.html)
 //! - `docs/safety.md`: what a hostile command could make of it.
+//!
+//! [`Hold`]: crate::Hold
+//! [`Hold::command`]: crate::Hold::command
 
 mod admission;
 mod command;
@@ -25,5 +28,7 @@ mod guest;
 mod supervisor;
 
 pub use command::{HandOff, HandedOff};
-pub use guest::{can_entrust, entrust};
+pub use guest::{can_entrust, entrust, withdraw};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use supervisor::parse_address;
 pub use supervisor::{Answered, Descriptors, Preparation, StepDown, Supervisor};

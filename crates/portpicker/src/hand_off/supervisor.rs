@@ -36,7 +36,7 @@ impl Preparation {
     /// it lets go of a port at the very moment that the command binds it.
     pub fn is_possible() -> Result<(), StepDown> {
         notification::is_permitted().map_err(StepDown::NoNotification)?;
-        notification::may_copy_descriptors().map_err(|errno| StepDown::NoCopies(errno.into()))
+        notification::may_look_into_others().map_err(|errno| StepDown::NoCopies(errno.into()))
     }
 
     /// Prepares `command`, so that its calls are asked about once it is started.
@@ -344,10 +344,13 @@ impl Supervisor {
             }
         };
         let is_good = result.is_ok();
+        let cookie = socket_cookie(&socket);
+        // Before the caller goes on: when it closes its socket, that is to be the last copy.
+        drop(socket);
         let is_told = self.listener.answer(&call, &Verdict::Made(result))?;
         if is_good && !is_told {
             // The next call for this socket is the same one, made again.
-            self.untold.extend(socket_cookie(&socket));
+            self.untold.extend(cookie);
         }
         Ok(Answered::Port(port))
     }
@@ -358,7 +361,7 @@ impl Supervisor {
         let address = match call.memory(address, length) {
             Ok(bytes) => parse_address(&bytes),
             Err(errno) if is_callers_own(errno) => None,
-            Err(errno) => return self.let_go(None, errno),
+            Err(errno) => return self.let_go(call, None, errno),
         };
         let Some(address) = address else {
             return Visit::Other;
@@ -371,15 +374,24 @@ impl Supervisor {
             Ok(Some(found)) => found,
             Ok(None) => return Visit::Other,
             Err(errno) if is_callers_own(errno) => return Visit::Other,
-            Err(errno) => return self.let_go(Some(port), errno),
+            Err(errno) => return self.let_go(call, Some(port), errno),
         };
         let was_bound = socket_cookie(&socket).is_ok_and(|cookie| self.untold.remove(&cookie));
-        let result = match self.holder(port, kind) {
-            _ if was_bound => Ok(()),
-            Some(holder) => admission::bind(holder, &socket, address),
-            None => socket.bind(&address.into()),
-        };
-        Visit::CarriedOut(port, socket, errno(result))
+        if was_bound {
+            return Visit::CarriedOut(port, socket, Ok(()));
+        }
+        let is_bound = local_port(&socket).is_some_and(|port| port != 0);
+        let is_fit = socket
+            .domain()
+            .is_ok_and(|it| it == Domain::for_address(address));
+        match self.holder(port, kind) {
+            Some(holder) if is_fit && !is_bound => {
+                let result = admission::bind(holder, &socket, address);
+                Visit::CarriedOut(port, socket, errno(result))
+            }
+            // Nothing is held, or nothing is to be had: the kernel knows best what to answer.
+            _ => Visit::Other,
+        }
     }
 
     /// Carries out a listen, if the socket is bound to one of the ports.
@@ -388,15 +400,18 @@ impl Supervisor {
         let Ok(Some((socket, Kind::Tcp))) = self.socket(call, fd) else {
             return Visit::Other;
         };
-        let Some(port) = local_port(&socket).filter(|&port| self.has(port)) else {
+        let Some(port) = local_port(&socket) else {
             return Visit::Other;
         };
-        // Made a second time, because the caller was interrupted, it does no harm.
-        let result = match self.holder(port, Kind::Tcp) {
-            Some(holder) => admission::listen(holder, &socket, backlog),
-            None => socket.listen(backlog),
-        };
-        Visit::CarriedOut(port, socket, errno(result))
+        match self.holder(port, Kind::Tcp) {
+            // Who listens already, because the caller was interrupted or wants another backlog, needs
+            // nobody to step aside, and must not leave its interface for a moment.
+            Some(holder) if !socket.is_listener().unwrap_or(false) => {
+                let result = admission::listen(holder, &socket, backlog);
+                Visit::CarriedOut(port, socket, errno(result))
+            }
+            _ => Visit::Other,
+        }
     }
 
     /// Does what a process that holds ports itself wishes: see [`guest`].
@@ -474,7 +489,11 @@ impl Supervisor {
 
     /// Lets go of `port`, or of all if it is not known which the caller wants, so that the caller's
     /// own bind succeeds.
-    fn let_go(&mut self, port: Option<u16>, errno: Errno) -> Visit {
+    fn let_go(&mut self, call: &Call, port: Option<u16>, errno: Errno) -> Visit {
+        if !self.listener.is_waiting(call) {
+            // Not the caller is out of reach, but who has its number since.
+            return Visit::Other;
+        }
         let before = self.holders.len();
         self.holders
             .retain(|holder| port.is_some_and(|port| holder.port != port));
@@ -521,7 +540,10 @@ enum Visit {
 /// Tells whether `errno` is what comes of the caller's own mistakes or end. The kernel knows best
 /// how to answer those.
 fn is_callers_own(errno: Errno) -> bool {
-    matches!(errno, Errno::BADF | Errno::FAULT | Errno::SRCH)
+    matches!(
+        errno,
+        Errno::BADF | Errno::FAULT | Errno::INVAL | Errno::SRCH
+    )
 }
 
 fn errno(result: io::Result<()>) -> Result<(), Errno> {
@@ -545,22 +567,30 @@ fn local_port(socket: &Socket) -> Option<u16> {
     Some(socket.local_addr().ok()?.as_socket()?.port())
 }
 
-/// Reads what a caller has given for a socket address; `None` if it is not one of IPv4 or IPv6.
-fn parse_address(bytes: &[u8]) -> Option<SocketAddr> {
+/// Reads what a caller has given for a socket address; `None` if it is not one of IPv4 or IPv6, as
+/// the kernel takes them.
+pub(crate) fn parse_address(bytes: &[u8]) -> Option<SocketAddr> {
     let (family, rest) = bytes.split_first_chunk()?;
     let (port, rest) = rest.split_first_chunk()?;
     let port = u16::from_be_bytes(*port);
     match i32::from(u16::from_ne_bytes(*family)) {
-        libc::AF_INET if bytes.len() >= size_of::<libc::sockaddr_in>() => {
+        _ if bytes.len() > size_of::<libc::sockaddr_storage>() => None,
+        // Without a family, the address that stands for all is taken for one of IPv4.
+        family @ (libc::AF_INET | libc::AF_UNSPEC)
+            if bytes.len() >= size_of::<libc::sockaddr_in>() =>
+        {
             let address: &[u8; 4] = rest.first_chunk()?;
-            Some(SocketAddrV4::new((*address).into(), port).into())
+            (family == libc::AF_INET || *address == [0; 4])
+                .then(|| SocketAddrV4::new((*address).into(), port).into())
         }
-        libc::AF_INET6 if bytes.len() >= size_of::<libc::sockaddr_in6>() => {
+        libc::AF_INET6 => {
             let (flow, rest) = rest.split_first_chunk()?;
             let (address, rest): (&[u8; 16], _) = rest.split_first_chunk()?;
-            let scope = rest.first_chunk()?;
             let flow = u32::from_ne_bytes(*flow);
-            let scope = u32::from_ne_bytes(*scope);
+            // There was none in RFC 2133, and it may still be left out.
+            let scope = rest
+                .first_chunk()
+                .map_or(0, |scope| u32::from_ne_bytes(*scope));
             Some(SocketAddrV6::new((*address).into(), port, flow, scope).into())
         }
         _ => None,
@@ -582,15 +612,36 @@ mod tests {
             let address: SocketAddr = text.parse().unwrap();
             let bytes = bytes_of(address);
             assert_eq!(parse_address(&bytes), Some(address));
-            for short in 0..bytes.len() {
+            let scope = if address.is_ipv6() { 4 } else { 0 };
+            for short in 0..bytes.len() - scope {
                 assert_eq!(
                     parse_address(&bytes[..short]),
                     None,
                     "{text}, {short} bytes"
                 );
             }
+            for long in bytes.len()..=128 {
+                let mut bytes = bytes.clone();
+                bytes.resize(long, 0xff);
+                assert_eq!(parse_address(&bytes), Some(address), "{text}, {long} bytes");
+            }
+            assert_eq!(parse_address(&[bytes, vec![0; 128]].concat()), None);
         }
         assert_eq!(parse_address(&[1, 0, b'/', b'x', 0, 0]), None, "a path");
+    }
+
+    #[test]
+    fn an_address_may_lack_what_the_kernel_can_do_without() {
+        let mut bytes = bytes_of("[::1%3]:7".parse().unwrap());
+        for length in 24..28 {
+            let address = parse_address(&bytes[..length]);
+            assert_eq!(address, "[::1]:7".parse().ok(), "{length} bytes");
+        }
+        bytes = bytes_of("0.0.0.0:7".parse().unwrap());
+        bytes[..2].fill(0);
+        assert_eq!(parse_address(&bytes), "0.0.0.0:7".parse().ok());
+        bytes[7] = 1;
+        assert_eq!(parse_address(&bytes), None);
     }
 
     /// As in ip(7) and ipv6(7).

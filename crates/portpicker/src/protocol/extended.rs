@@ -152,11 +152,15 @@ pub(crate) fn parse_released(bytes: &[u8]) -> Result<(), Unsuccessful> {
 /// Reads the answer to [`list`]. Members that are not known yet are left out.
 pub(crate) fn parse_list(bytes: &[u8]) -> Result<Vec<ListedLease>, Unsuccessful> {
     let members = parse_answer(bytes)?;
-    members
-        .get("leases")
-        .and_then(Value::as_array)
-        .and_then(|leases| leases.iter().map(listed_lease).collect())
-        .ok_or_else(|| BadAnswer::new(bytes, "which is not a list of leases").into())
+    let leases = members.get("leases").and_then(Value::as_array);
+    let leases = leases.and_then(|leases| leases.iter().map(listed_lease).collect());
+    let Some(leases): Option<Vec<ListedLease>> = leases else {
+        return Err(BadAnswer::new(bytes, "which is not a list of leases").into());
+    };
+    if !leases.is_sorted_by(|a, b| a.port < b.port) {
+        return Err(BadAnswer::new(bytes, "whose ports are not ascending").into());
+    }
+    Ok(leases)
 }
 
 fn listed_lease(lease: &Value) -> Option<ListedLease> {
@@ -205,6 +209,29 @@ fn line(members: Map<String, Value>) -> Vec<u8> {
     format!("{}\n", Value::Object(members)).into_bytes()
 }
 
+/// Returns where the first line of an answer ends, with its newline, or where the answer itself
+/// `ended`; it is an error if that is beyond `limit` bytes. `searched` of the bytes have been searched
+/// before.
+///
+/// `None` while more has to come.
+pub(crate) fn end_of_line(
+    bytes: &[u8],
+    searched: usize,
+    limit: usize,
+    ended: bool,
+) -> Option<Result<usize, BadAnswer>> {
+    // However it comes, in one piece or in several, what is beyond the limit is not looked at.
+    let bytes = &bytes[..bytes.len().min(limit)];
+    if let Some(end) = bytes[searched..].iter().position(|&byte| byte == b'\n') {
+        return Some(Ok(searched + end + 1));
+    }
+    if bytes.len() == limit {
+        let reason = format!("and no end within {limit} bytes");
+        return Some(Err(BadAnswer::new(bytes, reason)));
+    }
+    ended.then_some(Ok(bytes.len()))
+}
+
 /// Returns the members of an answer that says that it went well.
 fn parse_answer(bytes: &[u8]) -> Result<Map<String, Value>, Unsuccessful> {
     let bad = |reason| Unsuccessful::Bad(BadAnswer::new(bytes, reason));
@@ -221,7 +248,8 @@ fn parse_answer(bytes: &[u8]) -> Result<Map<String, Value>, Unsuccessful> {
                 Some(Value::String(text)) => Some(text),
                 _ => None,
             };
-            let code = text("error").ok_or_else(|| bad("which does not say what is wrong"))?;
+            let code = text("error").filter(|code| !code.is_empty());
+            let code = code.ok_or_else(|| bad("which does not say what is wrong"))?;
             let message = text("message").unwrap_or_default();
             let message: String = printable(&message).chars().take(MAX_REASON).collect();
             Err(Unsuccessful::Failed(Failure {
@@ -377,6 +405,7 @@ mod tests {
             ("{\"ok\":1}\n", "whether it went well"),
             ("{\"ok\":false}\n", "what is wrong"),
             ("{\"ok\":false,\"error\":5}\n", "what is wrong"),
+            ("{\"ok\":false,\"error\":\"\"}\n", "what is wrong"),
         ] {
             match parse_released(text.as_bytes()) {
                 Err(Unsuccessful::Bad(err)) => assert!(err.to_string().contains(reason), "{err}"),
@@ -420,6 +449,18 @@ mod tests {
         ] {
             let answer = format!("{{\"ok\":true,\"leases\":[{lease}]}}\n");
             assert!(parse_list(answer.as_bytes()).is_err(), "{lease}");
+        }
+    }
+
+    #[test]
+    fn a_list_is_ascending_and_has_each_port_once() {
+        for ports in [[6, 5], [5, 5]] {
+            let leases = ports.map(|port| format!("{{\"port\":{port},\"uid\":0,\"age\":0}}"));
+            let answer = format!("{{\"ok\":true,\"leases\":[{}]}}\n", leases.join(","));
+            match parse_list(answer.as_bytes()) {
+                Err(Unsuccessful::Bad(err)) => assert!(err.to_string().contains("not ascending")),
+                other => panic!("{ports:?}: {other:?}"),
+            }
         }
     }
 }

@@ -25,23 +25,32 @@ pub(crate) fn request(owner: Pid) -> Vec<u8> {
 ///
 /// Returns `None` while more has to come.
 pub(crate) fn parse_answer(bytes: &[u8], ended: bool) -> Option<Result<Answer, BadAnswer>> {
-    let line = match bytes.iter().position(|&byte| byte == b'\n') {
-        Some(end) => &bytes[..end],
-        None if ended && bytes.is_empty() => return Some(Ok(Answer::Refusal)),
-        // Without its newline an answer may be the first half of one: 1500 of 15000.
-        None if ended => return Some(Err(BadAnswer::cut_off(bytes))),
-        None if bytes.len() >= MAX_ANSWER => bytes,
-        None => return None,
+    // However it comes, in one piece or in several, what is beyond this is not looked at.
+    let bytes = &bytes[..bytes.len().min(MAX_ANSWER)];
+    let no_port = |text| Some(Err(BadAnswer::new(text, "which is not a port")));
+    // Without its newline an answer may be the first half of one: 1500 of 15000.
+    let Some(end) = bytes.iter().position(|&byte| byte == b'\n') else {
+        return match (bytes.len(), ended) {
+            (0, true) => Some(Ok(Answer::Refusal)),
+            (MAX_ANSWER, _) => no_port(bytes),
+            (_, true) => Some(Err(BadAnswer::cut_off(bytes))),
+            (_, false) => None,
+        };
     };
-    let port = std::str::from_utf8(line)
-        .ok()
-        .and_then(|line| line.trim().parse::<u16>().ok());
-    Some(match port {
+    let line = &bytes[..end];
+    match parse_port(line) {
         // portserver.py hangs up to refuse; others send 0.
-        Some(0) => Ok(Answer::Refusal),
-        Some(port) => Ok(Answer::Port(port)),
-        None => Err(BadAnswer::new(line, "which is not a port")),
-    })
+        Some(0) => Some(Ok(Answer::Refusal)),
+        Some(port) => Some(Ok(Answer::Port(port))),
+        None => no_port(line),
+    }
+}
+
+fn parse_port(line: &[u8]) -> Option<u16> {
+    let digits = str::from_utf8(line.trim_ascii()).ok()?;
+    // `u16::from_str` takes a plus sign; a port has none.
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits.parse().ok().filter(|_| is_number)
 }
 
 #[cfg(test)]
@@ -66,9 +75,12 @@ mod tests {
     #[test]
     fn everything_else_is_an_error_that_shows_it() {
         let long = [b'1'; 100];
-        let cases: [(&[u8], &str); 6] = [
+        let cases: [(&[u8], &str); 8] = [
             (b"\n", "`` is"),
             (b"65536\n", "65536"),
+            (b"+1\n", "+1"),
+            // The first 32 bytes of 15000.
+            (b"                            15000\n", " 1500`"),
             (b"-1\n", "-1"),
             (b"\xff\0\n", r"\xff\x00"),
             (b"no port\n", "no port"),

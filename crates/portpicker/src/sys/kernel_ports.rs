@@ -23,7 +23,16 @@ pub(crate) fn ephemeral_range() -> io::Result<RangeInclusive<u16>> {
 /// Returns the ports that an administrator has kept from automatic use, for services of their own.
 pub(crate) fn reserved_ports() -> io::Result<Option<PortSet>> {
     let text = read_if_there(Path::new("/proc/sys/net/ipv4/ip_local_reserved_ports"))?;
-    Ok(text.and_then(|text| text.trim().parse().ok()))
+    Ok(text.and_then(|text| parse_reserved(&text)))
+}
+
+/// Not a [`PortSet`]'s text: that is wrong as a whole if one part of it is, and the kernel's may have
+/// port 0 in it.
+pub(crate) fn parse_reserved(text: &str) -> Option<PortSet> {
+    PortSet::from_ranges(text.trim().split(',').filter_map(|part| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    }))
 }
 
 /// Returns the text of a file that may be missing, or not for us to read.
@@ -40,7 +49,7 @@ pub(crate) fn read_if_there(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-fn parse_range(text: &str) -> Option<RangeInclusive<u16>> {
+pub(crate) fn parse_range(text: &str) -> Option<RangeInclusive<u16>> {
     let mut numbers = text.split_whitespace().map(str::parse);
     match (numbers.next(), numbers.next(), numbers.next()) {
         (Some(Ok(first)), Some(Ok(last)), None) if first <= last => Some(first..=last),
@@ -58,5 +67,12 @@ mod tests {
         for text in ["", "1", "2 1", "1 2 3", "a b", "1 70000"] {
             assert_eq!(parse_range(text), None, "{text:?}");
         }
+        let reserved = |text| parse_reserved(text).map(|ports| ports.to_string());
+        assert_eq!(
+            reserved("8080,9000-9009\n").as_deref(),
+            Some("8080,9000-9009")
+        );
+        assert_eq!(reserved("0-10,8080\n").as_deref(), Some("1-10,8080"));
+        assert_eq!((reserved("\n"), reserved("0\n")), (None, None));
     }
 }

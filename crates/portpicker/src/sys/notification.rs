@@ -46,7 +46,11 @@ const ARCHITECTURE: Option<u32> = if cfg!(target_arch = "x86_64") {
 };
 
 /// Linux 5.19: a signal does not make the caller ask a second time while it is being answered.
-const WAIT_KILLABLE: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+const WAIT_KILLABLE: libc::c_ulong = if cfg!(portpicker_force = "interruptible") {
+    0
+} else {
+    libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+};
 
 /// Asks for the calls of a command that is about to be started, and of all its descendants.
 #[derive(Debug)]
@@ -255,8 +259,9 @@ pub(crate) enum Verdict {
     Made(Result<(), Errno>),
 }
 
-/// The largest part of a socket address that is of interest, `sockaddr_in6`, and some.
-const MAX_ADDRESS: usize = 128;
+/// The most bytes of a socket address that are read: one more than the kernel takes, so that it shows
+/// if there are more.
+const MAX_ADDRESS: usize = size_of::<libc::sockaddr_storage>() + 1;
 
 impl Listener {
     /// Takes over a listener that another process has left.
@@ -351,12 +356,30 @@ impl Call {
     /// `EBADF` if it has none. `EPERM`: we may not look into the caller, since it runs for another
     /// user or a sandbox forbids it. `ESRCH`: it is gone.
     pub(crate) fn descriptor(&self, fd: RawFd) -> Result<OwnedFd, Errno> {
-        pidfd_getfd(self.process()?, fd, PidfdGetfdFlags::empty())
+        if fd < 0 {
+            // rustix would panic in a debug build.
+            return Err(Errno::BADF);
+        }
+        let caller = match open_pidfd(self.caller, THREAD) {
+            // Linux before 6.9: the descriptors of its process's first thread, which are the same
+            // ones, unless that has ended.
+            Err(Errno::INVAL) => self.process()?,
+            result => result?,
+        };
+        pidfd_getfd(caller, fd, PidfdGetfdFlags::empty())
     }
 
-    /// Returns the caller's bytes at `address`, at most [`MAX_ADDRESS`].
+    /// Returns the caller's bytes at `address`, `length` of them.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if no address is so long. `EFAULT` if not all of them are its memory. `EPERM` or
+    /// `ESRCH` as for a [`descriptor`](Self::descriptor).
     pub(crate) fn memory(&self, address: u64, length: u32) -> Result<Vec<u8>, Errno> {
-        let mut bytes = vec![0; (length as usize).min(MAX_ADDRESS)];
+        if length as usize > MAX_ADDRESS {
+            return Err(Errno::INVAL);
+        }
+        let mut bytes = vec![0; length as usize];
         let local = libc::iovec {
             iov_base: bytes.as_mut_ptr().cast(),
             iov_len: bytes.len(),
@@ -378,43 +401,58 @@ impl Call {
             )
         };
         match usize::try_from(read) {
-            Ok(read) => {
-                bytes.truncate(read);
-                Ok(bytes)
-            }
+            Ok(read) if read == bytes.len() => Ok(bytes),
+            Ok(_) => Err(Errno::FAULT),
             Err(_) => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
         }
     }
 
-    /// Returns a pidfd of the caller.
+    /// Returns a pidfd of the caller's process.
     pub(crate) fn process(&self) -> Result<OwnedFd, Errno> {
-        let open = |pid: u32| {
-            let pid = rustix::process::Pid::from_raw(pid as i32).ok_or(Errno::SRCH)?;
-            pidfd_open(pid, PidfdFlags::empty())
-        };
-        match open(self.caller) {
+        match open_pidfd(self.caller, PidfdFlags::empty()) {
             // A thread that is not its process's first: EINVAL up to Linux 6.15, ENOENT since.
-            Err(Errno::INVAL | Errno::NOENT) => open(process_of(self.caller)?),
+            Err(Errno::INVAL | Errno::NOENT) => {
+                open_pidfd(process_of(self.caller)?, PidfdFlags::empty())
+            }
             result => result,
         }
     }
+}
+
+/// `PIDFD_THREAD` in linux/pidfd.h: not its process, but the thread itself.
+const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL as u32);
+
+fn open_pidfd(pid: u32, flags: PidfdFlags) -> Result<OwnedFd, Errno> {
+    let pid = rustix::process::Pid::from_raw(pid as i32).ok_or(Errno::SRCH)?;
+    pidfd_open(pid, flags)
 }
 
 /// Returns the process that a thread belongs to.
 fn process_of(thread: u32) -> Result<u32, Errno> {
     let status = std::fs::read_to_string(format!("/proc/{thread}/status"))
         .map_err(|err| Errno::from_io_error(&err).unwrap_or(Errno::SRCH))?;
+    parse_process(&status).ok_or(Errno::SRCH)
+}
+
+/// Reads the process from `/proc/TID/status`.
+pub(crate) fn parse_process(status: &str) -> Option<u32> {
     status
         .lines()
         .find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
-        .ok_or(Errno::SRCH)
 }
 
-/// Tells whether this process may take copies of others' descriptors at all.
-pub(crate) fn may_copy_descriptors() -> Result<(), Errno> {
-    let ourselves = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
-    let fd = ourselves.as_raw_fd();
-    pidfd_getfd(&ourselves, fd, PidfdGetfdFlags::empty()).map(drop)
+/// Tells whether this process may look into others at all, by looking into itself: whether it may take
+/// copies of descriptors, and read memory.
+pub(crate) fn may_look_into_others() -> Result<(), Errno> {
+    let ourselves = Call {
+        id: 0,
+        caller: rustix::process::getpid().as_raw_nonzero().get() as u32,
+        kind: CallKind::Listen { fd: 0, backlog: 0 },
+    };
+    let byte = 0_u8;
+    ourselves.memory((&raw const byte).addr() as u64, 1)?;
+    let pidfd = ourselves.process()?;
+    pidfd_getfd(&pidfd, pidfd.as_raw_fd(), PidfdGetfdFlags::empty()).map(drop)
 }
 
 /// A structure that the kernel fills, and room for what later kernels add to it. All zero at first,

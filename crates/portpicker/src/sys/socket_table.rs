@@ -35,8 +35,8 @@ pub(crate) fn time_wait_ports() -> HashSet<u16> {
 }
 
 /// Tells whether a socket waits for connections to `port`, or for datagrams, in this network
-/// namespace.
-pub(crate) fn is_listening(port: u16, kind: Kind) -> io::Result<bool> {
+/// namespace, other than those whose inodes are in `ours`.
+pub(crate) fn is_listening(port: u16, kind: Kind, ours: &[u64]) -> io::Result<bool> {
     let (tables, state) = match kind {
         Kind::Tcp => (["tcp", "tcp6"], LISTEN),
         Kind::Udp => (["udp", "udp6"], UNCONNECTED),
@@ -47,11 +47,11 @@ pub(crate) fn is_listening(port: u16, kind: Kind) -> io::Result<bool> {
             Err(err) if err.kind() == io::ErrorKind::NotFound && table.ends_with('6') => continue,
             result => result?,
         };
-        if text
-            .lines()
-            .filter_map(parse_line)
-            .any(|line| line == (port, state))
-        {
+        let is_others = |line: &str| {
+            parse_line(line) == Some((port, state))
+                && parse_inode(line).is_none_or(|inode| !ours.contains(&inode))
+        };
+        if text.lines().any(is_others) {
             return Ok(true);
         }
     }
@@ -63,12 +63,17 @@ fn read(table: &str) -> io::Result<String> {
 }
 
 /// Returns the local port and the state of a line such as `0: 0100007F:1F90 0100007F:8C4A 06 …`.
-fn parse_line(line: &str) -> Option<(u16, &str)> {
+pub(crate) fn parse_line(line: &str) -> Option<(u16, &str)> {
     let mut fields = line.split_whitespace();
     let local = fields.nth(1)?;
     let state = fields.nth(1)?;
     let (_, port) = local.rsplit_once(':')?;
     Some((u16::from_str_radix(port, 16).ok()?, state))
+}
+
+/// Returns the inode of the socket on a line: what fstat(2) says of its descriptors.
+fn parse_inode(line: &str) -> Option<u64> {
+    line.split_whitespace().nth(9)?.parse().ok()
 }
 
 #[cfg(test)]

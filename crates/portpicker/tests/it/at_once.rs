@@ -2,10 +2,14 @@
 
 use std::collections::HashSet;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 
+use portpicker::{Attempt, Attempts};
 use portpicker_testing::worker::pick_at_once;
-use portpicker_testing::{OwnProcess, Worker, in_network_namespace, network};
+use portpicker_testing::{
+    Binding, Local, Options, OwnProcess, Worker, in_network_namespace, network,
+};
 
 const PROCESSES: usize = 16;
 const EACH: usize = 200;
@@ -114,4 +118,34 @@ fn threads_that_pick_and_return_at_once_never_share_a_port() {
                 }
             });
         });
+}
+
+/// A probe is a bind. Whoever tries to lease a port that is leased must not come as far.
+#[test]
+fn attempts_at_a_leased_port_are_never_in_the_way_of_its_owner() {
+    in_network_namespace(|| {
+        let Ok(Attempt::Leased(lease)) = Attempts::new().lease(20_000) else {
+            panic!("nobody else is here");
+        };
+        let (barrier, is_over) = (Barrier::new(3), AtomicBool::new(false));
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let mut attempts = Attempts::new();
+                    barrier.wait();
+                    while !is_over.load(Relaxed) {
+                        let attempt = attempts.lease(20_000).unwrap();
+                        assert!(matches!(attempt, Attempt::LeasedElsewhere), "{attempt:?}");
+                    }
+                });
+            }
+            barrier.wait();
+            let binding = Binding::listening(Local::DUAL, Options::None);
+            let results: Vec<_> = (0..2000).map(|_| binding.bind(20_000).map(drop)).collect();
+            is_over.store(true, Relaxed);
+            let failed = results.into_iter().find_map(Result::err);
+            assert!(failed.is_none(), "{failed:?}");
+        });
+        drop(lease);
+    });
 }

@@ -7,6 +7,7 @@
 //! | `lease.rs`       | who is kept from a leased port, and who is not?                      |
 //! | `hold.rs`        | is a held port really nobody else's?                                 |
 //! | `door.rs`        | who comes in through the door of a hold, and when?                   |
+//! | `hand_off/`      | does a held port pass to another program, and to nobody else?        |
 //! | `at_once.rs`     | do many who pick at the same time get different ports?               |
 //! | `owner.rs`       | when does a lease end: by kill, fork, exec?                          |
 //! | `owned.rs`       | a process's own ports: returned, reserved, free                      |
@@ -29,6 +30,7 @@ mod environment;
 mod exhausted;
 mod extended;
 mod fork;
+mod hand_off;
 mod hold;
 mod kernel;
 mod lease;
@@ -45,7 +47,9 @@ use portpicker_testing::{Binding, Local};
 /// The process that other tests talk to.
 #[test]
 fn worker() {
-    portpicker_testing::worker::serve(fork::command);
+    portpicker_testing::worker::serve(|state, line| {
+        fork::command(state, line).or_else(|| hand_off::command(state, line))
+    });
 }
 
 fn set(text: &str) -> PortSet {

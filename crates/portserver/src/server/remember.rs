@@ -9,7 +9,7 @@ use portpicker::Lease as Lock;
 use portpicker::process::{Pid, Watch};
 use tracing::{info, warn};
 
-use super::{STATE_RETRY, Server, now};
+use super::{LOCK_RETRY, STATE_RETRY, Server, now};
 use crate::owners::Identity;
 use crate::peer::Process;
 use crate::pool::{Lease, Time};
@@ -44,6 +44,8 @@ impl Server {
             };
             if kept.is_none() {
                 warn!("port {port}: leased by somebody else while the server was away");
+                self.unlocked.insert(port);
+                self.lock_retry = Some(now() + LOCK_RETRY);
             }
             let owner = self.owners.watch(process)?;
             let is_adopted = self.pool.adopt(
@@ -73,6 +75,27 @@ impl Server {
         state.rewrite(self.saved_leases())?;
         self.state = Some(state);
         Ok(())
+    }
+
+    /// Takes the locks that others had when their leases were adopted, once those let go of them:
+    /// it may have been for a probe, or for the time in which the server was away.
+    pub(super) fn lock_unlocked(&mut self, time: Time) {
+        if self.lock_retry.is_none_or(|retry| time < retry) {
+            return;
+        }
+        let (pool, attempts) = (&mut self.pool, &mut self.attempts);
+        self.unlocked.retain(|&port| {
+            pool.lacks_lock(port)
+                && match attempts.adopt(port) {
+                    Ok(Some(lock)) => {
+                        info!("port {port}: locked again");
+                        pool.keep(port, lock);
+                        false
+                    }
+                    Ok(None) | Err(_) => true,
+                }
+        });
+        self.lock_retry = (!self.unlocked.is_empty()).then(|| time + LOCK_RETRY);
     }
 
     pub(super) fn save(&mut self, ports: &[u16]) {

@@ -274,6 +274,24 @@ fn a_port_that_somebody_leased_while_the_server_was_away_stays_with_its_owner_to
 }
 
 #[test]
+fn a_lease_has_its_lock_again_when_whoever_took_it_while_the_server_was_away_lets_go_of_it() {
+    in_network_namespace(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let setup = Setup::new("20000").state(&folder.path().join("state"));
+        let mut server = setup.start();
+        let owner = Owner::start();
+        assert_eq!(server.ask(owner.pid()), Some(20_000));
+        server.kill();
+        let mut attempts = portpicker::Attempts::new();
+        let other = attempts.adopt(20_000).unwrap().expect("it is free");
+        server.restart();
+        drop(other);
+        server.log.wait_for("port 20000: locked again");
+        assert!(attempts.adopt(20_000).unwrap().is_none());
+    });
+}
+
+#[test]
 fn without_a_state_file_nothing_in_use_is_granted_after_a_kill() {
     in_network_namespace(|| {
         let mut server = TestServer::start("20000-20001");

@@ -268,3 +268,36 @@ fn a_number_that_is_used_again_while_the_server_is_away_adopts_nothing() {
         }
     });
 }
+
+#[test]
+fn a_process_that_exits_while_its_request_waits_leaves_nothing_to_its_successor() {
+    if POLLS {
+        return;
+    }
+    OwnProcess::new().pid_namespace().run(|| {
+        if !can_choose_numbers(
+            "a_process_that_exits_while_its_request_waits_leaves_nothing_to_its_successor",
+        ) {
+            return;
+        }
+        let server = TestServer::start("20000-20001");
+        let holder = Owner::start();
+        assert_eq!(server.ask(holder.pid()), Some(20_000));
+        let former = Owner::start();
+        let pid = former.pid();
+        let mut waiting = server.connect();
+        let members = format!(r#""owner":{pid},"ports":"20000","wait":3000"#);
+        waiting.send(lease(&members)).send("\n");
+        let end = Instant::now() + LONG;
+        while server.count("waiting") == 0 {
+            assert!(Instant::now() < end);
+        }
+        former.kill();
+        let successor = start_as(pid);
+        assert_eq!(server.ask(pid), Some(20_001));
+        holder.kill();
+        assert_eq!(waiting.answer()["error"], "no-process");
+        assert_eq!(server.list().len(), 1, "{:?}", server.list());
+        drop(successor);
+    });
+}

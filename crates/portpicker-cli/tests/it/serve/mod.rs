@@ -3,6 +3,7 @@
 mod addresses;
 mod background;
 mod commands;
+mod histories;
 mod signals;
 mod state;
 mod systemd;

@@ -1,0 +1,294 @@
+//! How do the ports pass, and what if the system refuses?
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use portpicker_testing::{OwnProcess, sandbox, skip};
+use rustix::io::Errno;
+use tempfile::TempDir;
+
+use super::{SERVER, is_bindable};
+use crate::support::{Ended, PORTPICKER, Talking, portpicker, run};
+
+/// A server that listens and ends, with SO_REUSEADDR if `reuse` is `1`.
+const BRIEF: &str = "
+import os, socket, sys
+tcp = socket.socket()
+tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(sys.argv[1]))
+try:
+    tcp.bind(('', int(os.environ['PORT'])))
+    tcp.listen()
+except OSError as err:
+    sys.exit(err.strerror)
+print('listening')
+";
+
+fn brief(hand_off: &str, reuse: &str) -> Ended {
+    let arguments = [
+        "run",
+        "--hand-off",
+        hand_off,
+        "--",
+        "python3",
+        "-c",
+        BRIEF,
+        reuse,
+    ];
+    run(&mut portpicker(&arguments))
+}
+
+fn listened() -> Ended {
+    Ended {
+        code: Some(0),
+        stdout: "listening\n".to_owned(),
+        stderr: String::new(),
+    }
+}
+
+#[test]
+fn each_mode_lets_in_whom_it_says() {
+    for reuse in ["0", "1"] {
+        for mode in ["auto", "strict", "lease"] {
+            assert_eq!(brief(mode, reuse), listened(), "{mode}, {reuse}");
+        }
+    }
+    assert_eq!(brief("door", "1"), listened());
+    let ended = brief("door", "0");
+    assert_eq!(ended.stderr, "Address already in use\n");
+}
+
+#[test]
+fn only_supervision_keeps_from_gaining_privileges() {
+    for (mode, expected) in [("auto", 1), ("strict", 1), ("door", 0), ("lease", 0)] {
+        let look = [
+            "run",
+            "--hand-off",
+            mode,
+            "--",
+            "grep",
+            "NoNewPrivs",
+            "/proc/self/status",
+        ];
+        let ended = run(&mut portpicker(&look));
+        assert_eq!(ended.stdout, format!("NoNewPrivs:\t{expected}\n"), "{mode}");
+    }
+}
+
+#[test]
+fn a_leased_port_is_anybodys_to_bind() {
+    let script = "echo $PORT; read line";
+    let arguments = ["run", "--hand-off", "lease", "--", "sh", "-c", script];
+    let mut command = Talking::start(&mut portpicker(&arguments));
+    assert!(is_bindable(command.line().parse().unwrap()));
+    command.finish();
+}
+
+#[test]
+fn what_is_refused_is_said_once_and_the_server_starts() {
+    OwnProcess::new().run(|| {
+        sandbox::forbid(&[libc::SYS_pidfd_getfd], Errno::PERM);
+        for reuse in ["0", "1"] {
+            let arguments = ["run", "-n", "2", "--", "python3", "-c", BRIEF, reuse];
+            let ended = run(&mut portpicker(&arguments));
+            assert_eq!(
+                (ended.code, ended.stdout.as_str()),
+                (Some(0), "listening\n")
+            );
+            assert_eq!(
+                ended.stderr,
+                "portpicker: cannot get at the command's sockets: Operation not permitted \
+                 (os error 1); a port is let go when the command binds it, and only leased from \
+                 then on\n"
+            );
+        }
+        let ended = brief("strict", "0");
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(125), ""));
+        assert_eq!(
+            ended.stderr,
+            "portpicker: cannot get at the command's sockets, and --hand-off strict was asked \
+             for: Operation not permitted (os error 1)\n"
+        );
+        for mode in ["lease", "door"] {
+            assert_eq!(brief(mode, "1"), listened(), "{mode}");
+        }
+    });
+}
+
+#[test]
+fn without_notification_the_door_is_opened_and_it_is_said() {
+    OwnProcess::new().run(|| {
+        sandbox::forbid(&[libc::SYS_seccomp], Errno::PERM);
+        let ended = brief("auto", "1");
+        assert_eq!(
+            (ended.code, ended.stdout.as_str()),
+            (Some(0), "listening\n")
+        );
+        assert_eq!(
+            ended.stderr,
+            "portpicker: cannot supervise the command's calls: Operation not permitted (os error \
+             1); the ports are held, but for servers that set SO_REUSEADDR; for others, use \
+             --hand-off lease\n"
+        );
+        assert_eq!(brief("strict", "1").code, Some(125));
+        assert_eq!(brief("lease", "0"), listened());
+    });
+}
+
+#[test]
+fn a_run_below_another_one_is_as_good() {
+    let inner = [
+        PORTPICKER,
+        "run",
+        "--hand-off",
+        "strict",
+        "--name",
+        "inner",
+        "--",
+    ];
+    let script = "
+import os, socket
+for name in ('PORT_OUTER', 'PORT_INNER'):
+    for _ in range(3):
+        tcp, udp = socket.socket(), socket.socket(type=socket.SOCK_DGRAM)
+        for server in (tcp, udp):
+            server.bind(('127.0.0.1', int(os.environ[name])))
+        tcp.listen()
+        tcp.close()
+        udp.close()
+print('good')
+";
+    let outer = ["run", "--hand-off", "strict", "--name", "outer", "--"];
+    let arguments = [&outer[..], &inner, &["python3", "-c", script]].concat();
+    let ended = run(&mut portpicker(&arguments));
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    assert_eq!(ended.stdout, "good\n");
+}
+
+/// The command in a folder that every user may enter.
+struct Everybodys {
+    _folder: TempDir,
+    path: PathBuf,
+}
+
+impl Everybodys {
+    fn new() -> Self {
+        let open_to_all = Permissions::from_mode(0o755);
+        let folder = tempfile::Builder::new()
+            .permissions(open_to_all.clone())
+            .tempdir()
+            .unwrap();
+        let path = folder.path().join("portpicker");
+        fs::copy(PORTPICKER, &path).unwrap();
+        fs::set_permissions(&path, open_to_all).unwrap();
+        Self {
+            _folder: folder,
+            path,
+        }
+    }
+
+    /// Returns the command as `nobody` starts it.
+    fn command(&self, arguments: &[&str]) -> Command {
+        const NOBODY: u32 = 65_534;
+        let mut command = Command::new(&self.path);
+        command
+            .args(arguments)
+            .env_remove("PORTSERVER_ADDRESS")
+            .env_remove("PORTPICKER_PORTS")
+            // Root's own may be out of reach.
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .current_dir("/")
+            .uid(NOBODY)
+            .gid(NOBODY);
+        command
+    }
+}
+
+#[test]
+fn an_ordinary_users_server_has_its_port_and_restarts() {
+    if !rustix::process::geteuid().is_root() {
+        // All other tests are an ordinary user's then.
+        return;
+    }
+    let everybodys = Everybodys::new();
+    if !run(&mut everybodys.command(&["run", "--hand-off", "lease", "--", "python3", "-c", ""]))
+        .stderr
+        .is_empty()
+    {
+        skip(
+            "run::modes::an_ordinary_users_server_has_its_port_and_restarts",
+            "python3 is out of reach of other users",
+        );
+        return;
+    }
+    let server = ["--", "python3", "-c", SERVER];
+    let strict = [&["run", "--hand-off", "strict"], &server[..]].concat();
+    let wait = [&["run", "--wait-listening", "60"], &server[..]].concat();
+    let mut command = Talking::start(&mut everybodys.command(&strict));
+    for _ in 0..5 {
+        assert_eq!(command.line(), "listening");
+        command.say("again");
+    }
+    assert_eq!(command.line(), "listening");
+    assert!(command.finish().success());
+    // Its input has ended, and so has the server.
+    assert_eq!(run(&mut everybodys.command(&wait)).code, Some(125));
+
+    // ssh-agent and its like make themselves unreadable. That is no reason to give ports up, as long
+    // as they bind something else; what they bind cannot be seen.
+    let unreadable = format!("import ctypes; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0){SERVER}");
+    let mut command = everybodys.command(&["run", "--", "python3", "-c", &unreadable]);
+    let ended = run(&mut command);
+    assert_eq!(
+        (ended.code, ended.stdout.as_str()),
+        (Some(0), "listening\n")
+    );
+    assert!(
+        ended
+            .stderr
+            .starts_with("portpicker: cannot get at the command's sockets")
+    );
+}
+
+#[test]
+fn in_a_user_namespace_all_is_as_outside() {
+    for wrapper in [
+        &["unshare", "--user", "--map-root-user"][..],
+        &["unshare", "--user", "--map-root-user", "--net"],
+        &["setpriv", "--no-new-privs"],
+    ] {
+        let mut probe = Command::new(wrapper[0]);
+        if !probe
+            .args(&wrapper[1..])
+            .arg("true")
+            .status()
+            .is_ok_and(|it| it.success())
+        {
+            skip(
+                "run::modes::in_a_user_namespace_all_is_as_outside",
+                wrapper[0],
+            );
+            continue;
+        }
+        let mut command = Command::new(wrapper[0]);
+        // No address but that of all of them is there in a new network.
+        let script = BRIEF.replace("sys.argv[1]", "'0'");
+        command
+            .args(&wrapper[1..])
+            .args([
+                PORTPICKER,
+                "run",
+                "--hand-off",
+                "strict",
+                "--",
+                "python3",
+                "-c",
+                &script,
+            ])
+            .env_remove("PORTSERVER_ADDRESS")
+            .env_remove("PORTPICKER_PORTS");
+        assert_eq!(run(&mut command), listened(), "{wrapper:?}");
+    }
+}
