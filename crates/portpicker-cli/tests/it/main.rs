@@ -11,6 +11,12 @@ mod messages;
 mod pick;
 mod readme;
 mod release;
+// How a port passes to a command depends on none of the mechanisms that can be forced.
+#[cfg(not(any(
+    portpicker_force = "lock_file",
+    portpicker_force = "poll",
+    portpicker_force = "ipv4"
+)))]
 mod run;
 mod serve;
 mod servers;

@@ -112,13 +112,18 @@ fn named_pipe(folder: &Path) -> std::path::PathBuf {
 /// Returns the process that has remained for `port`.
 fn remaining(port: u16) -> Pid {
     let text = format!("portpicker\0remain\0--ports={port}\0");
-    let processes = fs::read_dir("/proc").unwrap();
-    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let mut remaining = pids.filter_map(Pid::new).filter(|pid| {
-        fs::read(format!("/proc/{pid}/cmdline"))
-            .is_ok_and(|line| String::from_utf8_lossy(&line).starts_with(&text))
-    });
-    remaining.next().expect("somebody keeps the port")
+    let find = || {
+        let processes = fs::read_dir("/proc").unwrap();
+        let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        pids.filter_map(Pid::new).find(|pid| {
+            fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).starts_with(&text))
+        })
+    };
+    // A listing of a busy /proc may miss one.
+    (0..20)
+        .find_map(|_| find())
+        .expect("somebody keeps the port")
 }
 
 #[test]

@@ -236,8 +236,8 @@ fn an_ordinary_users_server_has_its_port_and_restarts() {
     // Its input has ended, and so has the server.
     assert_eq!(run(&mut everybodys.command(&wait)).code, Some(125));
 
-    // ssh-agent and its like make themselves unreadable. That is no reason to give ports up, as long
-    // as they bind something else; what they bind cannot be seen.
+    // A process that makes itself unreadable, as ssh-agent does: what it binds cannot be seen, so all
+    // ports are let go of.
     let unreadable = format!("import ctypes; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0){SERVER}");
     let mut command = everybodys.command(&["run", "--", "python3", "-c", &unreadable]);
     let ended = run(&mut command);
