@@ -5,7 +5,7 @@ use portpicker_testing::worker::Answer;
 use portpicker_testing::{Binding, Local, Options, Worker};
 
 use super::{PORT, handed_off, of_kind, with_and_without_net_raw};
-use crate::every_binding;
+use crate::{every_binding, is_probed};
 
 /// Has `thief` try every way to bind the port. The answer says which have succeeded.
 fn stolen(thief: &mut Worker) -> Answer<String> {
@@ -53,6 +53,21 @@ with_and_without_net_raw! {
             assert_eq!(stolen(&mut thief), nothing(), "{visitor} beside {server}");
             command.unbind();
             assert_eq!(stolen(&mut thief), nothing(), "{visitor}");
+        }
+    }
+
+    /// As nginx opens its sockets: of each address, one for each worker.
+    fn nobody_gets_in_beside_a_pool_of_all_addresses() {
+        let mut thief = Worker::spawn();
+        for options in [Options::ReusePort, Options::Both] {
+            let mut command = handed_off();
+            for round in 0..3 {
+                for local in [Local::ALL_V4, Local::ALL_V6].into_iter().filter(|it| is_probed(*it)) {
+                    let binding = Binding::listening(local, options);
+                    assert_eq!(command.bind(PORT, binding), Ok(()), "{binding}");
+                    assert_eq!(stolen(&mut thief), nothing(), "{binding}, number {round}");
+                }
+            }
         }
     }
 
