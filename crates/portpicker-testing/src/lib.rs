@@ -13,6 +13,7 @@
 //! | every way to have a port                               | [`Binding`]                         |
 //! | a port server that does as it likes                    | [`FakeServer`]                      |
 //! | system calls to be forbidden                           | [`sandbox::forbid`]                 |
+//! | real servers, and thieves who want their port          | [`storm::storm`]                    |
 //! | to run out of descriptors                              | [`Descriptors`]                     |
 //! | bytes that nobody should send                          | [`corpus`]                          |
 //!
@@ -30,6 +31,7 @@ pub mod sandbox;
 mod server;
 mod skip;
 pub mod sockets;
+pub mod storm;
 pub mod worker;
 
 pub use descriptors::Descriptors;

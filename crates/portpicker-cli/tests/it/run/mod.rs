@@ -8,6 +8,7 @@
 //! | `listen.rs`     | sockets by LISTEN_FDS                                              |
 //! | `background.rs` | commands that go on: `--wait-listening`, and daemons               |
 //! | `wait.rs`       | `portpicker wait`                                                  |
+//! | `servers.rs`    | do real servers get their ports under a storm of thieves?          |
 //! | `messages.rs`   | the texts                                                          |
 
 mod background;
@@ -15,6 +16,7 @@ mod command;
 mod listen;
 mod messages;
 mod modes;
+mod servers;
 mod signals;
 mod wait;
 
