@@ -7,9 +7,9 @@ SKIPPED = $(CURDIR)/target/skipped
 # What a fallback's build is not shared with: it has other flags.
 fallback = RUSTFLAGS='--cfg portpicker_force="$(1)"' cargo $(2) --target-dir target/force-$(1)
 
-.PHONY: test format clippy docs unit fallbacks benches fuzz deploy python bench bench-field command clean
+.PHONY: test format clippy docs unit fallbacks benches fuzz deploy python field bench command clean
 
-test: start format clippy docs unit fallbacks benches fuzz deploy python command
+test: start format clippy docs unit fallbacks benches fuzz deploy python field command
 	@if [ -s $(SKIPPED) ]; then echo "skipped here:"; sort -u $(SKIPPED) | sed 's/^/  /'; \
 	else echo "nothing was skipped"; fi
 
@@ -33,7 +33,7 @@ unit:
 fallbacks: $(FALLBACKS:%=fallback-%)
 
 fallback-%:
-	PORTPICKER_SKIPPED=$(SKIPPED) $(call fallback,$*,test) --workspace
+	PORTPICKER_SKIPPED=$(SKIPPED) $(call fallback,$*,test) --workspace --exclude portpicker-model
 
 # That they run, not what they measure.
 benches:
@@ -55,13 +55,16 @@ python:
 command:
 	cargo run --release -- $$$$
 
-# Everything in the field, side by side: half an hour, on an idle machine.
-bench-field:
-	bench/run
+# The benchmark of the field, in a workspace of its own: that it works, not what it measures.
+field:
+	cargo fmt --manifest-path bench/Cargo.toml -p portpicker-bench -p portpicker-bench-driver --check
+	cargo clippy --manifest-path bench/Cargo.toml --workspace --all-targets -- -D warnings
+	PORTPICKER_SKIPPED=$(SKIPPED) cargo test --manifest-path bench/Cargo.toml --workspace
+	PORTPICKER_SKIPPED=$(SKIPPED) bench/run --short --output bench/target/short
 
-# What they measure: on an idle machine.
+# Everything that picks ports, side by side: half an hour, on an idle machine.
 bench:
-	cargo bench --workspace --bench '*'
+	bench/run
 
 clean:
 	cargo clean
