@@ -26,9 +26,12 @@ const NAMES: [&str; 6] = [
     "listen, the port",
     "bind, UDP, the port",
     "bind, another port",
-    "accept",
+    "accept and close",
     "send",
 ];
+
+/// How many connections are accepted, and datagrams sent, one after another.
+const IN_A_ROW: usize = 64;
 
 fn main() {
     let arguments: Vec<String> = env::args().collect();
@@ -38,7 +41,7 @@ fn main() {
         return time_calls(rounds.parse().unwrap());
     }
     let is_quick = arguments.iter().any(|it| it == "--quick" || it == "--test");
-    let (starts, processes, rounds) = if is_quick { (5, 2, 20) } else { (500, 20, 500) };
+    let (starts, processes, rounds) = if is_quick { (5, 2, 20) } else { (500, 20, 200) };
     let program = env::current_exe().unwrap();
     let program = program.to_str().unwrap();
     let run = [env!("CARGO_BIN_EXE_portpicker"), "run", "--no-server"];
@@ -115,26 +118,33 @@ fn time_calls(rounds: usize) {
         let udp = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
         let other = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
         times[0].push(time(|| tcp.bind(&loopback(port).into()).unwrap()));
-        times[1].push(time(|| tcp.listen(16).unwrap()));
+        times[1].push(time(|| tcp.listen(IN_A_ROW as i32).unwrap()));
         times[2].push(time(|| udp.bind(&loopback(port).into()).unwrap()));
         times[3].push(time(|| other.bind(&loopback(0).into()).unwrap()));
 
+        // Many in a row, so that what the calls above have left in the caches does not count.
         let listener = TcpListener::from(tcp);
-        let client = TcpStream::connect(loopback(port)).unwrap();
-        let mut server = None;
-        times[4].push(time(|| server = Some(listener.accept().unwrap())));
-        // Reset when it closes: nothing is left of so many.
-        SockRef::from(&client)
-            .set_linger(Some(Duration::ZERO))
-            .unwrap();
-
+        let connect = |_| TcpStream::connect(loopback(port)).unwrap();
+        let clients: Vec<TcpStream> = (0..IN_A_ROW).map(connect).collect();
+        times[4].push(time_many(|| drop(listener.accept().unwrap())));
+        for client in &clients {
+            // Reset when it closes: nothing is left of so many.
+            SockRef::from(client)
+                .set_linger(Some(Duration::ZERO))
+                .unwrap();
+        }
         let (receiver, sender) = (UdpSocket::from(udp), UdpSocket::from(other));
         sender.connect(receiver.local_addr().unwrap()).unwrap();
-        times[5].push(time(|| _ = sender.send(b"hello").unwrap()));
+        times[5].push(time_many(|| _ = sender.send(b"hello").unwrap()));
     }
     for times in times {
         println!("{}", median(times));
     }
+}
+
+/// Returns how many microseconds a call takes on average, of [`IN_A_ROW`] of them.
+fn time_many(call: impl Fn()) -> f64 {
+    time(|| (0..IN_A_ROW).for_each(|_| call())) / IN_A_ROW as f64
 }
 
 fn time(call: impl FnOnce()) -> f64 {
