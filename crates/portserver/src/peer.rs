@@ -80,6 +80,8 @@ impl Peer {
                 Ok(fd) => pidfd = Some(fd),
                 // Linux before 6.5: the number is all we have.
                 Err(Errno::ENOPROTOOPT) => {}
+                // It may well be there.
+                Err(err @ (Errno::EMFILE | Errno::ENFILE)) => return Err(err.into()),
                 // It has exited since it connected, and its number may be somebody else's.
                 Err(_) => pid = None,
             }

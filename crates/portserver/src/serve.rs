@@ -8,9 +8,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use portpicker::{Lease, PortSet};
+use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -35,6 +36,18 @@ const OWN_DESCRIPTORS: usize = 48;
 
 /// How long connections may go on when the server is told to stop.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long to wait for something to end when a connection could not be accepted.
+const ACCEPT_RETRY: Duration = Duration::from_secs(1);
+
+/// How long accepting must have worked before it is logged again that it does not.
+const ACCEPT_QUIET: Duration = Duration::from_secs(60);
+
+/// The errors that say that descriptors have run out: of the process, and of the system.
+const SHORTAGES: [Option<i32>; 2] = [
+    Some(Errno::MFILE.raw_os_error()),
+    Some(Errno::NFILE.raw_os_error()),
+];
 
 /// How the server is to run.
 #[derive(Debug)]
@@ -127,6 +140,14 @@ pub enum Error {
         /// What the system reported.
         source: io::Error,
     },
+    /// The leases in the state file cannot be taken over. Without them, ports that are still in use
+    /// would be granted.
+    Adopt {
+        /// The file.
+        path: PathBuf,
+        /// What the system reported.
+        source: io::Error,
+    },
     /// The system failed.
     System(io::Error),
 }
@@ -138,6 +159,11 @@ impl fmt::Display for Error {
             Self::Http { address, .. } => write!(f, "cannot serve HTTP at `{address}`"),
             Self::NoAddress => f.write_str("there is no address to listen at"),
             Self::State { path, .. } => write!(f, "cannot use the state file `{}`", path.display()),
+            Self::Adopt { path, .. } => write!(
+                f,
+                "cannot take over the leases in the state file `{}`",
+                path.display()
+            ),
             Self::System(_) => f.write_str("cannot start the server"),
         }
     }
@@ -149,6 +175,7 @@ impl std::error::Error for Error {
             Self::Listen { source, .. }
             | Self::Http { source, .. }
             | Self::State { source, .. }
+            | Self::Adopt { source, .. }
             | Self::System(source) => Some(source),
             Self::NoAddress => None,
         }
@@ -164,8 +191,10 @@ pub(crate) struct Shared {
     /// The connections that have said nothing yet.
     pub(crate) silent: Silent,
     room: Semaphore,
-    /// Whether the last attempt to accept a connection has failed.
-    cannot_accept: Cell<bool>,
+    /// When accepting a connection failed last.
+    accept_failed_at: Cell<Option<Instant>>,
+    /// A connection has ended, and with it what it took of the system.
+    ended: Notify,
 }
 
 impl Shared {
@@ -225,8 +254,21 @@ async fn run(options: Options, ready: impl FnOnce()) -> Result<Legacy, Error> {
         None => None,
     };
     if let Some(path) = options.state {
-        let result = StateFile::open(&path)
-            .and_then(|(state, found)| server.adopt(state, found, options.locks));
+        let result = match StateFile::open(&path) {
+            Ok((state, found)) => {
+                for dropped in &found.dropped {
+                    warn!("state file `{}`: dropped {dropped}", path.display());
+                }
+                server
+                    .adopt(found.leases, options.locks)
+                    .map_err(|source| Error::Adopt {
+                        path: path.clone(),
+                        source,
+                    })?;
+                server.remember_in(state)
+            }
+            Err(err) => Err(err),
+        };
         match result {
             Ok(()) => {}
             Err(source) if options.state_is_required => return Err(Error::State { path, source }),
@@ -245,7 +287,8 @@ async fn run(options: Options, ready: impl FnOnce()) -> Result<Legacy, Error> {
         changed: Notify::new(),
         silent: Silent::default(),
         room: Semaphore::new(max_clients),
-        cannot_accept: Cell::new(false),
+        accept_failed_at: Cell::new(None),
+        ended: Notify::new(),
     });
     let supervisor = options
         .supervisor
@@ -291,40 +334,46 @@ fn start(listener: Listener, shared: &Rc<Shared>) -> io::Result<Option<SocketFil
         Listener::Unix { listener, path } => {
             listener.set_nonblocking(true)?;
             let listener = tokio::net::UnixListener::from_std(listener)?;
-            spawn_local(accept(shared, async move || {
-                let (stream, _) = listener.accept().await?;
-                let peer = Peer::of(&stream);
-                Ok((stream, peer))
-            }));
+            let next = async move || Ok(listener.accept().await?.0);
+            spawn_local(accept(shared, next, |stream| Peer::of(stream)));
             Ok(path)
         }
         Listener::Tcp(listener) => {
             listener.set_nonblocking(true)?;
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            spawn_local(accept(shared, async move || {
-                let (stream, _) = listener.accept().await?;
-                Ok((stream, Ok(Peer::Unknown)))
-            }));
+            let next = async move || Ok(listener.accept().await?.0);
+            spawn_local(accept(shared, next, |_| Ok(Peer::Unknown)));
             Ok(None)
         }
     }
 }
 
 /// Attends to each connection that `next` accepts, as far as there is room.
-async fn accept<S>(shared: Rc<Shared>, next: impl AsyncFn() -> io::Result<(S, io::Result<Peer>)>)
-where
+async fn accept<S>(
+    shared: Rc<Shared>,
+    next: impl AsyncFn() -> io::Result<S>,
+    peer_of: impl Fn(&S) -> io::Result<Peer>,
+) where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
 {
     loop {
         let room = shared.make_room().await;
-        let (stream, peer) = match next().await {
-            Ok(accepted) => accepted,
+        let stream = match next().await {
+            Ok(stream) => stream,
             Err(err) => {
                 accept_failed(&err, &shared).await;
                 continue;
             }
         };
-        shared.cannot_accept.set(false);
+        let peer = loop {
+            match peer_of(&stream) {
+                // The connection took the last descriptor, and its process takes one, too.
+                Err(err) if SHORTAGES.contains(&err.raw_os_error()) => {
+                    accept_failed(&err, &shared).await;
+                }
+                peer => break peer,
+            }
+        };
         match peer {
             Ok(peer) => {
                 // `attend` gives it back.
@@ -345,14 +394,21 @@ where
     connection::serve(stream, Client::new(peer), Rc::clone(&shared)).await;
     shared.server.borrow_mut().disconnected();
     shared.room.add_permits(1);
+    shared.ended.notify_one();
 }
 
 /// Waits until accepting may work again. Clients stay in the backlog meanwhile.
 pub(crate) async fn accept_failed(err: &io::Error, shared: &Shared) {
-    if !shared.cannot_accept.replace(true) {
-        warn!("cannot accept connections: {err}; trying again each second");
+    let now = Instant::now();
+    let last = shared.accept_failed_at.replace(Some(now));
+    if last.is_none_or(|last| now - last > ACCEPT_QUIET) {
+        warn!("cannot accept connections: {err}; trying again as others end, and each second");
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Where leases have most descriptors, the rest is gone before there is no room for connections.
+    // Those that were accepted just now are not among the silent before they have been looked at.
+    tokio::task::yield_now().await;
+    shared.silent.close_oldest();
+    _ = tokio::time::timeout(ACCEPT_RETRY, shared.ended.notified()).await;
 }
 
 /// Returns how many connections may be open at a time, and says if that leaves less than a

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use portpicker::Lease as Lock;
-use portpicker::process::{Pid, Watch};
+use portpicker::process::{OpenError, Pid, Watch};
 use tracing::{info, warn};
 
 use super::{LOCK_RETRY, STATE_RETRY, Server, now};
@@ -14,26 +14,27 @@ use crate::owners::Identity;
 use crate::peer::Process;
 use crate::pool::{Lease, Time};
 use crate::proc;
-use crate::state::{Found, SavedLease, StateFile, seconds};
+use crate::state::{SavedLease, StateFile, seconds};
 
 impl Server {
-    /// Takes over what a former server has left in its state file, and goes on with that file.
+    /// Takes over the leases that a former server has left.
     ///
     /// A lease goes on if its owner is still the same process. Its port is leased whether or not it
     /// is in use: its owner is who should be using it. `locks` are those that survived, if any did.
+    ///
+    /// # Errors
+    ///
+    /// What keeps us from finding out who is still there, or from watching them, such as a lack of
+    /// descriptors. To serve all the same would be to grant their ports to others.
     pub(crate) fn adopt(
         &mut self,
-        mut state: StateFile,
-        found: Found,
+        leases: Vec<SavedLease>,
         mut locks: HashMap<u16, Lock>,
     ) -> io::Result<()> {
-        for dropped in &found.dropped {
-            warn!("state file `{}`: dropped {dropped}", state.path().display());
-        }
         let mut adopted = 0;
         let mut gone = 0;
-        for lease in found.leases {
-            let Some(process) = same_process(&lease) else {
+        for lease in leases {
+            let Some(process) = same_process(&lease)? else {
                 gone += 1;
                 continue;
             };
@@ -72,6 +73,11 @@ impl Server {
         if adopted + gone > 0 {
             info!("adopted {adopted} leases; the owners of {gone} have exited");
         }
+        Ok(())
+    }
+
+    /// Writes all leases to `state`, and from now on what changes.
+    pub(crate) fn remember_in(&mut self, mut state: StateFile) -> io::Result<()> {
         state.rewrite(self.saved_leases())?;
         self.state = Some(state);
         Ok(())
@@ -158,9 +164,15 @@ impl Server {
 }
 
 /// Finds the process of a saved lease, if it is still the same.
-fn same_process(lease: &SavedLease) -> Option<Process> {
-    let pid = Pid::new(lease.pid)?;
-    let watch = Watch::open(pid).ok()?;
+fn same_process(lease: &SavedLease) -> io::Result<Option<Process>> {
+    let Some(pid) = Pid::new(lease.pid) else {
+        return Ok(None);
+    };
+    let watch = match Watch::open(pid) {
+        Ok(watch) => watch,
+        Err(OpenError::System(err)) => return Err(err),
+        Err(_) => return Ok(None),
+    };
     let process = Process {
         pid,
         uid: lease.uid,
@@ -173,8 +185,8 @@ fn same_process(lease: &SavedLease) -> Option<Process> {
         // towards keeping a lease: a successor may have the same.
         _ => lease.started.or_else(|| proc::start_time(pid.get())) == proc::start_time(pid.get()),
     };
-    (is_same && lease.identity().pid == found.pid && !process.watch.has_exited().ok()?)
-        .then_some(process)
+    let is_there = is_same && lease.identity().pid == found.pid && !process.watch.has_exited()?;
+    Ok(is_there.then_some(process))
 }
 
 fn saved(port: u16, lease: &Lease<Lock>, identity: Identity) -> SavedLease {

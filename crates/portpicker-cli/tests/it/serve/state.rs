@@ -42,6 +42,39 @@ fn leases_go_on_after_a_kill_and_end_with_their_owners() {
     });
 }
 
+/// Nothing is granted that is still somebody's, only because we cannot watch them.
+#[test]
+fn a_server_that_cannot_take_over_all_leases_does_not_start() {
+    in_network_namespace(|| {
+        let place = Place::new();
+        let options = ["--pool", "20000-20099"];
+        let server = place.start(&options);
+        let owners: Vec<_> = (0..40).map(|_| Owner::start()).collect();
+        for owner in &owners {
+            assert!(ask(place.name(), owner.pid()).is_some());
+        }
+        server.end(Signal::KILL);
+        // Its file is the one by default, without which it would serve, too.
+        let script = format!(
+            "ulimit -n 40; exec $portserver --address {} --pool 20000-20099",
+            place.name()
+        );
+        let ended = run(&mut place.shell(&script));
+        assert_eq!(ended.code, Some(6), "{}", ended.stderr);
+        let message = ended.stderr.lines().last().unwrap();
+        let (what, why) = message.split_once("state file `").unwrap();
+        assert_eq!(what, "portserver: cannot take over the leases in the ");
+        assert!(
+            why.ends_with(".state`: Too many open files (os error 24)"),
+            "{why}"
+        );
+
+        let server = place.start(&options);
+        assert!(server.log.concat().contains("adopted 40 leases"));
+        server.stop();
+    });
+}
+
 #[test]
 fn servers_at_different_addresses_have_different_files() {
     let place = Place::new();

@@ -1,6 +1,8 @@
 //! What goes wrong: at the start with a message and an exit code, later without an end.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::time::{Duration, Instant};
 
 use expect_test::expect_file;
 use portpicker_testing::{in_network_namespace, skip};
@@ -233,6 +235,44 @@ fn it_serves_on_when_descriptors_run_out() {
         }
         let log = server.stop();
         assert_eq!(log.matches("WARN").count(), 3, "{log}");
+    });
+}
+
+/// Leases have taken most descriptors, so those run out before there is no room for connections.
+#[test]
+fn silent_clients_keep_nobody_out_when_descriptors_run_out() {
+    in_network_namespace(|| {
+        let place = Place::new();
+        let script = format!(
+            "ulimit -n 60; exec $portserver --address {} --pool 20000-20999",
+            place.name()
+        );
+        let mut server = Running::start(&mut place.shell(&script));
+        let owner = Owner::start();
+        let granted: Vec<_> = (0..100)
+            .map_while(|_| ask(place.name(), owner.pid()))
+            .collect();
+        let silent: Vec<_> = (0..40).map(|_| connect(place.name()).unwrap()).collect();
+        server.wait_for("WARN cannot accept connections: Too many open files");
+        let started = Instant::now();
+        for _ in 0..5 {
+            let mut stream = connect(place.name()).unwrap();
+            stream.write_all(b"{\"v\":1,\"op\":\"stats\"}\n").unwrap();
+            let mut answer = String::new();
+            BufReader::new(stream).read_line(&mut answer).unwrap();
+            assert!(
+                answer.contains(&format!("\"leased\":{}", granted.len())),
+                "{answer}"
+            );
+        }
+        let took = started.elapsed();
+        assert!(
+            took < Duration::from_secs(8),
+            "{took:?}: or their time is over anyway"
+        );
+        drop(silent);
+        let log = server.stop();
+        assert_eq!(log.matches("WARN cannot accept").count(), 1, "{log}");
     });
 }
 
