@@ -7,7 +7,7 @@ SKIPPED = $(CURDIR)/target/skipped
 # What a fallback's build is not shared with: it has other flags.
 fallback = RUSTFLAGS='--cfg portpicker_force="$(1)"' cargo $(2) --target-dir target/force-$(1)
 
-.PHONY: test format clippy docs unit fallbacks benches fuzz deploy python field bench command clean
+.PHONY: test format clippy docs unit fallbacks benches fuzz deploy python field bench soak command clean
 
 test: start format clippy docs unit fallbacks benches fuzz deploy python field command
 	@if [ -s $(SKIPPED) ]; then echo "skipped here:"; sort -u $(SKIPPED) | sed 's/^/  /'; \
@@ -50,6 +50,14 @@ deploy:
 # The wheel, in a virtual environment of its own.
 python:
 	PORTPICKER_SKIPPED=$(SKIPPED) python/tests/run
+
+# Every way to pick at once, while everything goes wrong: make soak MINUTES=30
+MINUTES = 10
+SOAK_PYTHON = target/python/venv/bin/python
+soak:
+	@mkdir -p target
+	cargo run --release -p portpicker-soak -- --minutes $(MINUTES) --report target/soak.md \
+	    $(if $(wildcard $(SOAK_PYTHON)),--python $(SOAK_PYTHON))
 
 # The README's first command.
 command:
