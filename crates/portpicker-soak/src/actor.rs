@@ -61,7 +61,6 @@ pub fn act(kind: Kind, seed: u64, server: Server) {
         id: env::var(ID).unwrap_or_else(|_| "0".to_owned()),
         random: Random::new(seed),
         server,
-        kept: Vec::new(),
     };
     let rounds = 1 + me.random.below(5);
     match kind {
@@ -90,7 +89,6 @@ pub fn bind(ports: &[u16], while_: Duration) {
         id: env::var(ID).unwrap_or_else(|_| "0".to_owned()),
         random: Random::new(0),
         server: Server::Shaken,
-        kept: Vec::new(),
     };
     let sockets: Vec<_> = ports.iter().map(|&port| me.bind(port)).collect();
     me.keep(while_);
@@ -101,8 +99,6 @@ struct Me {
     id: String,
     random: Random,
     server: Server,
-    /// Leases that last as long as the process.
-    kept: Vec<Lease>,
 }
 
 impl Me {
@@ -206,7 +202,10 @@ impl Me {
         self.keep_a_while();
         drop(sockets);
         if self.random.below(3) == 0 {
-            self.kept.extend(leases);
+            // Not dropped at the end: that would be some time before the end of the process.
+            for lease in leases {
+                lease.into_port();
+            }
         } else {
             self.returning(&ports);
             drop(leases);

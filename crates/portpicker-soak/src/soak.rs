@@ -324,6 +324,9 @@ impl Soak {
         );
         for violation in &oracle.violations[*told..] {
             _ = writeln!(io::stderr(), "         {}", violation.what);
+            for line in &violation.trace {
+                _ = writeln!(io::stderr(), "         {line}");
+            }
         }
         *told = oracle.violations.len();
     }
