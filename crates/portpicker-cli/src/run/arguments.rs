@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, ValueHint};
 
 use crate::arguments::parse_seconds;
 use crate::run::names::Name;
@@ -17,8 +17,8 @@ use crate::wanted::Wanted;
 ///
 /// Nobody else can bind the ports from now on until COMMAND and all that it has started have ended,
 /// also not before it binds them itself, or while its server restarts. COMMAND needs to know nothing
-/// of this: when it binds one of its ports, that is done for it. It can still not be a set-uid
-/// program, nor start one with effect, but for `--hand-off door` and `lease`.
+/// of this: when it binds one of its ports, that is done for it. Set-uid programs below
+/// it gain no privileges, but with `--hand-off door`, `--hand-off lease`, or `--listen`.
 ///
 /// For example: portpicker run -- redis-server --port {}
 #[derive(Args, Debug)]
@@ -46,10 +46,11 @@ pub(crate) struct Arguments {
     /// How they pass: auto (default), strict, door, lease
     ///
     /// `auto` takes the strongest that works here, and says so if that is not `strict`. `strict`
-    /// fails instead: binds are carried out for COMMAND, and the port is never free. `door`: the
-    /// port is held, but for servers that set SO_REUSEADDR; others cannot bind it. `lease`: strangers
-    /// to portpicker could bind it; for set-uid programs, and where a process outside of COMMAND
-    /// binds, such as `docker run -p`.
+    /// fails instead: binds are carried out for COMMAND, and the port is never free. A bind that
+    /// cannot be carried out fails, too: the port is in use. `door`: the port is held, but for
+    /// servers that set SO_REUSEADDR; others cannot bind it. UDP ports are only leased. `lease`:
+    /// strangers to portpicker could bind it; for set-uid programs, and where a process outside of
+    /// COMMAND binds, such as `docker run -p`.
     #[arg(
         long, value_name = "HOW", value_enum, default_value_t = HandOff::Auto,
         hide_possible_values = true, hide_default_value = true
@@ -88,6 +89,7 @@ pub(crate) struct Arguments {
         value_name = "COMMAND",
         required = true,
         trailing_var_arg = true,
+        value_hint = ValueHint::CommandWithArguments,
         hide_short_help = true
     )]
     pub(crate) command: Vec<OsString>,
@@ -96,9 +98,9 @@ pub(crate) struct Arguments {
 /// How ports pass to the command. Each is weaker than the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum HandOff {
-    /// The strongest that works here; says so if that is not `Strict`.
+    /// The strongest that works here; says so if that is not `strict`.
     Auto,
-    /// Binds are carried out for the command: the port is never free. Or fail.
+    /// Binds are carried out for the command, or fail: the port is never free.
     Strict,
     /// The port is held, but for servers that set SO_REUSEADDR; others cannot bind it.
     Door,

@@ -149,6 +149,10 @@ fn start(arguments: &Arguments) -> Result<Running, Failure> {
             let preparation = Preparation::new(&mut command).map_err(Failure::Supervisor)?;
             let child = spawn(&mut command, &signals, arguments)?;
             let supervisor = preparation.supervisor(holds).map_err(Failure::Supervisor)?;
+            let supervisor = match arguments.hand_off {
+                HandOff::Strict => supervisor.strict(),
+                _ => supervisor,
+            };
             (child, Keeping::Supervisor(supervisor))
         }
         means => {
@@ -285,6 +289,8 @@ fn hand_off(arguments: &Arguments) -> Result<Means, Failure> {
 }
 
 const LETTING_GO: &str = "a port is let go when the command binds it, and only leased from then on";
+const REFUSING: &str = "a port is in use when the command binds it, since --hand-off strict lets go \
+                        of none";
 
 /// Prepares the ports for a command that binds by itself, or is given sockets.
 fn let_in(picked: Vec<Picked>, means: &Means) -> Result<(Vec<OwnedFd>, Vec<Lease>), Failure> {
@@ -381,6 +387,11 @@ impl Running {
                             _ => {}
                         }
                     }
+                    Event::Typed(signal) => {
+                        if signals::has_left_group(pid) {
+                            signals::send(pid, signal);
+                        }
+                    }
                     Event::Stop => is_to_stop = true,
                     Event::Nothing => {}
                 }
@@ -428,11 +439,15 @@ impl Running {
                 .get(1)
                 .is_some_and(|fd| fd.revents().contains(PollFlags::IN));
             if has_call && let Keeping::Supervisor(supervisor) = &mut self.keeping {
-                let answered = supervisor.answer().map_err(Failure::Supervisor)?;
-                if let Answered::SteppedDown(reason) = answered
+                let step_down = match supervisor.answer().map_err(Failure::Supervisor)? {
+                    Answered::SteppedDown(reason) => Some((reason, LETTING_GO)),
+                    Answered::Refused(reason) => Some((reason, REFUSING)),
+                    _ => None,
+                };
+                if let Some((reason, consequence)) = step_down
                     && !self.is_step_down_told
                 {
-                    output::warn(&reason, LETTING_GO);
+                    output::warn(&reason, consequence);
                     self.is_step_down_told = true;
                 }
             }

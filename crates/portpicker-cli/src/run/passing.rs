@@ -79,6 +79,8 @@ pub(crate) fn pass(passed: &Passed) -> ExitCode {
             .env("LISTEN_FDS", passed.sockets.len().to_string())
             .env("LISTEN_PID", process::id().to_string())
             .env("LISTEN_FDNAMES", &passed.names)
+            // systemd's, if it has passed sockets to us: it names our process, not the command's.
+            .env_remove("LISTEN_PIDFDID")
             .exec(),
         Err(err) => err,
     };

@@ -66,6 +66,7 @@ pub(crate) fn start(
             arguments.push(format!("--holders={}", numbers(&descriptors.holders)));
             arguments.push(format!("--hosts={}", numbers(&hosts)));
             arguments.push(format!("--guests={}", numbers(&guests)));
+            arguments.push(format!("--strict={}", descriptors.is_strict));
             kept.push(descriptors.listener);
             kept.extend(&descriptors.holders);
             kept.extend(hosts);
@@ -110,13 +111,14 @@ pub(crate) fn inherited(arguments: &[OsString]) -> Option<Inherited> {
     let many = |argument: &OsString, name: &str| parse_numbers(&value(argument, name)?);
     value(ports, "--ports=")?;
     let keep = match rest {
-        [listener, holders, hosts, guests] => {
+        [listener, holders, hosts, guests, strict] => {
             let (hosts, guests) = (many(hosts, "--hosts=")?, many(guests, "--guests=")?);
             (hosts.len() == guests.len()).then_some(())?;
             Keep::Supervise(Descriptors {
                 listener: one(listener, "--listener=")?,
                 holders: many(holders, "--holders=")?,
                 guests: hosts.into_iter().zip(guests).collect(),
+                is_strict: value(strict, "--strict=")?.parse().ok()?,
             })
         }
         [pipe, holders, entrusted] => Keep::Wait {
@@ -196,6 +198,7 @@ fn take(inherited: Inherited) -> Option<(Vec<OwnedFd>, Keep<OwnedFd>)> {
                 .iter()
                 .map(|_| (next(), next()))
                 .collect(),
+            is_strict: descriptors.is_strict,
         }),
         Keep::Wait {
             holders,

@@ -18,7 +18,7 @@ use std::process::Command;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use portpicker::process::Pid;
-use rustix::process::{WaitId, WaitIdOptions, getpid, getsid, waitid};
+use rustix::process::{WaitId, WaitIdOptions, getpgid, getpgrp, getpid, getsid, waitid};
 
 /// Signals that people send to a job, and that mean its command.
 const PASSED_ON: [Signal; 10] = [
@@ -51,6 +51,8 @@ pub(crate) enum Event {
     Child,
     /// The command should have this.
     PassOn(Signal),
+    /// The terminal has sent this to all of its foreground: to the command too, if it is still there.
+    Typed(Signal),
     /// The terminal stops its foreground: the command too, if it likes, and then it is our turn.
     Stop,
     /// Nothing: the terminal has sent it to the command as well.
@@ -101,7 +103,8 @@ impl Signals {
             Signal::SIGTSTP if is_kernels => Event::Stop,
             // What is typed at the terminal, and its size, all of the foreground is told: us, and the
             // command.
-            Signal::SIGINT | Signal::SIGQUIT | Signal::SIGWINCH if is_kernels => Event::Nothing,
+            Signal::SIGINT | Signal::SIGQUIT if is_kernels => Event::Typed(signal),
+            Signal::SIGWINCH if is_kernels => Event::Nothing,
             // That the terminal is gone as well, but for the leader of its session, who is told alone.
             Signal::SIGHUP | Signal::SIGCONT if is_kernels && !leads_session() => Event::Nothing,
             _ => Event::PassOn(signal),
@@ -122,6 +125,13 @@ impl AsFd for Signals {
 /// Sends `signal` to the process `pid`, if it is still there.
 pub(crate) fn send(pid: Pid, signal: Signal) {
     _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.get() as i32), signal);
+}
+
+/// Tells whether the process `pid` has left our process group, and with it the terminal's foreground:
+/// by setsid(2), for example.
+pub(crate) fn has_left_group(pid: Pid) -> bool {
+    let pid = rustix::process::Pid::from_raw(pid.get() as i32);
+    getpgid(pid).is_ok_and(|group| group != getpgrp())
 }
 
 /// Tells whether the process `pid`, a child of ours, has stopped.

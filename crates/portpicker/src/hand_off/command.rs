@@ -100,6 +100,9 @@ impl HandOff {
     }
 
     /// Rather fails than steps down: [`spawn`](Self::spawn) is to hand the ports off, or not start.
+    ///
+    /// If it turns out later that a bind of the command cannot be carried out, that bind fails: the
+    /// port is in use.
     pub fn strict(mut self) -> Self {
         self.is_strict = true;
         self
@@ -139,9 +142,19 @@ impl HandOff {
                 (possible.err(), Kept::default())
             }
         };
-        let child = self.command.spawn()?;
+        let mut child = self.command.spawn()?;
         if let Some((preparation, holds)) = preparation {
-            preparation.supervisor(holds)?.run_in_background()?;
+            let supervisor = preparation.supervisor(holds);
+            let supervised = supervisor.and_then(|supervisor| match self.is_strict {
+                true => supervisor.strict().run_in_background(),
+                false => supervisor.run_in_background(),
+            });
+            if let Err(err) = supervised {
+                // It could bind nothing.
+                child.kill()?;
+                child.wait()?;
+                return Err(err);
+            }
         }
         Ok(HandedOff {
             child,
@@ -204,7 +217,8 @@ impl HandedOff {
     /// Returns why the ports are not handed off as they should be, if they are not.
     ///
     /// Known when the command is started. That its binds cannot be carried out may turn out later
-    /// too, if the command becomes another user's for example; nobody is told then.
+    /// too, if the command becomes another user's for example; nobody is told then, but the command
+    /// if the hand-off is [strict](HandOff::strict).
     pub fn step_down(&self) -> Option<&StepDown> {
         self.step_down.as_ref()
     }

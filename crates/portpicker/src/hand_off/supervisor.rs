@@ -107,6 +107,7 @@ pub struct Supervisor {
     holders: Vec<Holder>,
     leases: Vec<Lease>,
     guests: Vec<Guest>,
+    is_strict: bool,
     /// Sockets that were bound for callers who were gone, or interrupted, when they were to be told.
     /// An interrupted caller asks again.
     untold: HashSet<u64>,
@@ -153,6 +154,9 @@ pub enum Answered {
     /// A port was let go of, or all of them, because the command's own bind comes next. What was
     /// let go of is only leased from now on.
     SteppedDown(StepDown),
+    /// A bind could not be carried out, and was left to meet the hold, since the supervisor is
+    /// [strict](Supervisor::strict).
+    Refused(StepDown),
     /// None of the command's processes is left.
     Ended,
 }
@@ -209,8 +213,16 @@ impl Supervisor {
             holders,
             leases,
             guests: Vec::new(),
+            is_strict: false,
             untold: HashSet::new(),
         })
+    }
+
+    /// Lets go of no port: where the command's bind cannot be carried out, it meets the hold, and
+    /// fails with EADDRINUSE.
+    pub fn strict(mut self) -> Self {
+        self.is_strict = true;
+        self
     }
 
     /// Takes over from a supervisor in another process, which has passed its
@@ -231,6 +243,7 @@ impl Supervisor {
             .collect::<io::Result<_>>()?;
         let listener = Listener::from_descriptor(descriptors.listener);
         let mut supervisor = Self::new(listener, holders, Vec::new())?;
+        supervisor.is_strict = descriptors.is_strict;
         for (host, socket) in descriptors.guests {
             supervisor.welcome(host, holder(socket)?)?;
         }
@@ -247,6 +260,7 @@ impl Supervisor {
                 .iter()
                 .map(|guest| (guest.host.as_fd(), guest.holder.socket.as_fd()))
                 .collect(),
+            is_strict: self.is_strict,
         }
     }
 
@@ -270,7 +284,8 @@ impl Supervisor {
     pub fn run(mut self, mut on_step_down: impl FnMut(&StepDown)) -> io::Result<()> {
         loop {
             match self.answer()? {
-                Answered::Other | Answered::Port(_) => {}
+                // Of what was refused, the command is told.
+                Answered::Other | Answered::Port(_) | Answered::Refused(_) => {}
                 Answered::SteppedDown(reason) => on_step_down(&reason),
                 Answered::Ended => return Ok(()),
             }
@@ -337,6 +352,10 @@ impl Supervisor {
             Visit::LetGo(reason) => {
                 self.listener.answer(&call, &Verdict::Continue)?;
                 return Ok(Answered::SteppedDown(reason));
+            }
+            Visit::Refused(reason) => {
+                self.listener.answer(&call, &Verdict::Continue)?;
+                return Ok(Answered::Refused(reason));
             }
             Visit::Other => {
                 self.listener.answer(&call, &Verdict::Continue)?;
@@ -488,11 +507,15 @@ impl Supervisor {
     }
 
     /// Lets go of `port`, or of all if it is not known which the caller wants, so that the caller's
-    /// own bind succeeds.
+    /// own bind succeeds. Or, if that is not wanted, has it fail.
     fn let_go(&mut self, call: &Call, port: Option<u16>, errno: Errno) -> Visit {
         if !self.listener.is_waiting(call) {
             // Not the caller is out of reach, but who has its number since.
             return Visit::Other;
+        }
+        let reason = StepDown::NoCopies(errno.into());
+        if self.is_strict {
+            return Visit::Refused(reason);
         }
         let before = self.holders.len();
         self.holders
@@ -500,7 +523,7 @@ impl Supervisor {
         if self.holders.len() == before {
             return Visit::Other;
         }
-        Visit::LetGo(StepDown::NoCopies(errno.into()))
+        Visit::LetGo(reason)
     }
 }
 
@@ -519,6 +542,8 @@ pub struct Descriptors<Fd> {
     pub holders: Vec<Fd>,
     /// The holds that others have entrusted to it: for each a pidfd of theirs, and a socket.
     pub guests: Vec<(Fd, Fd)>,
+    /// Whether it lets go of no port: see [`Supervisor::strict`].
+    pub is_strict: bool,
 }
 
 /// What events are about.
@@ -535,6 +560,8 @@ enum Visit {
     Granted(Result<(), Errno>),
     /// It is left to the caller, for whom a port was let go of.
     LetGo(StepDown),
+    /// It is left to the caller, and to fail.
+    Refused(StepDown),
 }
 
 /// Tells whether `errno` is what comes of the caller's own mistakes or end. The kernel knows best

@@ -7,13 +7,14 @@
 //!
 //! # Safety
 //!
-//! Four kinds of calls here have no safe wrapper.
+//! Five kinds of calls here have no safe wrapper.
 //!
 //! - `seccomp(2)` with a filter: a structure that points to a constant program. It changes nothing
 //!   but which calls of the calling thread are answered by us.
 //! - `ioctl(2)` on the listener, which takes a number, or reads or writes one structure of the type
 //!   that its number names. [`Room`] is larger than what any kernel writes for it.
 //! - `process_vm_readv(2)`, which writes at most as many bytes as the buffer that it is given has.
+//! - `kcmp(2)`, which takes numbers, and compares.
 //! - [`CommandExt::pre_exec`], whose closure runs in a forked child of a program that may have
 //!   threads. [`install`] allocates nothing, takes no lock, and calls only the kernel.
 #![expect(
@@ -370,16 +371,17 @@ impl Call {
     /// # Errors
     ///
     /// `EBADF` if it has none. `EPERM`: we may not look into the caller, since it runs for another
-    /// user or a sandbox forbids it. `ESRCH`: it is gone.
+    /// user, a sandbox forbids it, or Linux is older than 6.9 and the caller is a thread whose
+    /// descriptors are its own, or whose process's first thread has ended. `ESRCH`: it is gone.
     pub(crate) fn descriptor(&self, fd: RawFd) -> Result<OwnedFd, Errno> {
         if fd < 0 {
             // rustix would panic in a debug build.
             return Err(Errno::BADF);
         }
         let caller = match open_pidfd(self.caller, THREAD) {
-            // Linux before 6.9: the descriptors of its process's first thread, which are the same
-            // ones, unless that has ended.
-            Err(Errno::INVAL) => self.process()?,
+            // Linux before 6.9: only the descriptors of its process's first thread can be had.
+            Err(Errno::INVAL) if self.has_first_threads_descriptors()? => self.process()?,
+            Err(Errno::INVAL) => return Err(Errno::PERM),
             result => result?,
         };
         pidfd_getfd(caller, fd, PidfdGetfdFlags::empty())
@@ -421,6 +423,21 @@ impl Call {
             Ok(_) => Err(Errno::FAULT),
             Err(_) => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
         }
+    }
+
+    /// Tells whether the caller shares its descriptors with its process's first thread.
+    ///
+    /// Where that cannot be learned it is taken to: nearly every thread does.
+    fn has_first_threads_descriptors(&self) -> Result<bool, Errno> {
+        /// `KCMP_FILES` in linux/kcmp.h. An ended thread has none, which are nobody else's.
+        const FILES: libc::c_int = 2;
+        let first = process_of(self.caller)?;
+        if first == self.caller {
+            return Ok(true);
+        }
+        // SAFETY: two threads' numbers and what is compared; the last two arguments are not used.
+        let order = unsafe { libc::syscall(libc::SYS_kcmp, first, self.caller, FILES, 0, 0) };
+        Ok(matches!(order, 0 | -1))
     }
 
     /// Returns a pidfd of the caller's process.

@@ -95,6 +95,20 @@ fn a_udp_socket_receives() {
     assert!(command.finish().success());
 }
 
+/// As when portpicker itself was started by systemd, with sockets of its own.
+#[test]
+fn what_was_said_about_our_callers_sockets_is_not_said_about_these() {
+    let look = ["run", "--listen", "--", "sh", "-c"];
+    let script = "echo $LISTEN_FDS $LISTEN_FDNAMES $((LISTEN_PID == $$)) ${LISTEN_PIDFDID-none}";
+    let ended = run(portpicker(&look)
+        .arg(script)
+        .env("LISTEN_FDS", "9")
+        .env("LISTEN_PID", "1")
+        .env("LISTEN_FDNAMES", "a:b")
+        .env("LISTEN_PIDFDID", "77"));
+    assert_eq!(ended.stdout, "1 1 1 none\n");
+}
+
 #[test]
 fn who_is_asked_to_pass_sockets_asks_for_nothing_special() {
     let look = ["--", "grep", "NoNewPrivs", "/proc/self/status"];

@@ -250,6 +250,18 @@ fn an_ordinary_users_server_has_its_port_and_restarts() {
             .stderr
             .starts_with("portpicker: cannot get at the command's sockets")
     );
+
+    let unreadable = format!("import ctypes; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0){BRIEF}");
+    let strict = ["run", "--hand-off", "strict", "--", "python3", "-c"];
+    let strict = [&strict[..], &[&unreadable, "1"]].concat();
+    let ended = run(&mut everybodys.command(&strict));
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""));
+    assert_eq!(
+        ended.stderr,
+        "portpicker: cannot get at the command's sockets: Operation not permitted (os error 1); a \
+         port is in use when the command binds it, since --hand-off strict lets go of none\n\
+         Address already in use\n"
+    );
 }
 
 #[test]

@@ -138,6 +138,23 @@ fn an_interrupt_from_the_terminal_reaches_the_command_once() {
     session.wait().unwrap();
 }
 
+/// The terminal does not know it any more, but whoever types ^C means it.
+#[test]
+fn an_interrupt_reaches_a_command_that_has_left_the_terminal() {
+    let mut terminal = Terminal::open();
+    let script = hearer_script("deaf").replace(" -- ", " -- setsid ");
+    let mut session = terminal.start(&format!("exec {script}"));
+    terminal.line_with("ready");
+    terminal.type_in(b"\x03");
+    terminal.line_with("INT");
+    terminal.type_in(b"\x1c");
+    terminal.line_with("QUIT");
+    let pid = Pid::from_raw(session.id() as i32).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    terminal.line_with("TERM");
+    assert_eq!(session.wait().unwrap().code(), Some(5));
+}
+
 #[test]
 fn the_command_has_the_terminal_is_stopped_with_it_and_goes_on() {
     let mut terminal = Terminal::open();

@@ -59,7 +59,7 @@ fn bind_under_signals(argument: &str) -> Answer<String> {
         );
     }
     // SAFETY: no arguments, no errors.
-    let target = unsafe { libc::pthread_self() };
+    let target = unsafe { libc::pthread_self() } as usize; // musl's is a pointer: not `Send`
     let is_over = AtomicBool::new(false);
     let (mut interrupted, mut lost) = (0, 0);
     let address = SocketAddr::new(binding.local.address, port);
@@ -67,7 +67,7 @@ fn bind_under_signals(argument: &str) -> Answer<String> {
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
                 // SAFETY: it is the thread that waits for us.
-                unsafe { libc::pthread_kill(target, libc::SIGALRM) };
+                unsafe { libc::pthread_kill(target as libc::pthread_t, libc::SIGALRM) };
                 thread::yield_now();
             }
         });

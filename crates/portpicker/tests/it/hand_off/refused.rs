@@ -118,6 +118,38 @@ fn a_step_down_is_told_once() {
 }
 
 #[test]
+fn a_strict_supervisor_refuses_the_port_and_holds_it() {
+    in_network_namespace(|| {
+        sandbox::forbid(&[libc::SYS_pidfd_getfd], Errno::PERM);
+        let mut preparation = None;
+        let worker = Worker::spawn_by(&[], |mut command: Command| {
+            preparation = Some(Preparation::new(&mut command)?);
+            command.spawn().map(Process::Child)
+        });
+        let (mut worker, mut other) = (worker.unwrap(), Worker::spawn());
+        let supervisor = preparation.unwrap().supervisor(vec![held()]).unwrap();
+        let supervisor = supervisor.strict();
+        assert!(supervisor.descriptors().is_strict, "passed on");
+        let let_go = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&let_go);
+        let thread = thread::spawn(move || {
+            supervisor.run(|_| {
+                counted.fetch_add(1, Ordering::Relaxed);
+            })
+        });
+        for binding in [plain(), Binding::udp(Local::LOOPBACK_V4, Options::None)] {
+            assert_eq!(worker.bind(PORT, binding), in_use());
+            assert_eq!(worker.bind(PORT + 1, binding), Ok(()), "another port");
+            worker.unbind();
+        }
+        assert_eq!(other.tell(&format!("steal {PORT}")), ok(), "held");
+        assert_eq!(let_go.load(Ordering::Relaxed), 0);
+        drop(worker);
+        thread.join().unwrap().unwrap();
+    });
+}
+
+#[test]
 fn without_notification_the_door_is_open() {
     in_network_namespace(|| {
         sandbox::forbid(&[libc::SYS_seccomp], Errno::PERM);
