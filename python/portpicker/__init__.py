@@ -17,9 +17,11 @@ each includes the one before:
 2. *leased*: nobody on this host who picks with portpicker, in whatever language, is given the port
    until its owner ends; and the kernel gives it to nobody by itself.
 3. *held*: nobody at all can bind it.
+4. *handed off*: held, until the program that it is for has bound it.
 
-The functions up to `add_reserved_port`, their module state, and the names in capitals are those of
-Google's portpicker 1.6.0, and may be patched as there. `docs/compatibility.md` says what differs.
+Google's portpicker 1.6.0 has these as well: `pick_unused_port`, `get_port_from_port_server`, `bind`,
+`is_port_free`, `return_port`, and `add_reserved_port`, their old names `PickUnusedPort` and so on, and
+`NoFreePortFoundError`. They may be patched as there. `docs/compatibility.md` says what differs.
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     _Ports = Union[str, SupportsIndex, Iterable[SupportsIndex]]
+    _Word = Union[str, bytes, PathLike[str], PathLike[bytes]]
+    _Command = Union[_Word, Sequence[_Word]]
     _ServerAddress = Union[str, PathLike[str], Literal[False]]
 
     @type_check_only
@@ -152,6 +156,7 @@ def pick_unused_port(
         OSError: the system failed: too many open files, for example. Each port that is picked
             without a server takes a descriptor.
         ValueError: `PORTPICKER_PORTS` is not a set of ports.
+        TypeError: `portserver_address` is not a path.
         With options, also what `lease` raises.
     """
     if options:
@@ -241,6 +246,9 @@ def get_port_from_port_server(
 
     Returns:
         The port, or `None` if there is no server or it granted none.
+
+    Raises:
+        TypeError: `portserver_address` is not a path, or `pid` not a number.
     """
     if not portserver_address:
         return None
@@ -337,6 +345,7 @@ def is_port_free(port: SupportsIndex) -> int | None:
         The port if it is free, else `None`.
 
     Raises:
+        TypeError: `port` is not a whole number.
         OverflowError: `port` is not from 0 to 65535.
         OSError: too many open files, or the lock of the port cannot be tried.
     """
@@ -385,16 +394,21 @@ def return_port(port: int) -> None:
             logging.info("Returning a port that wasn't given by portpicker: %s", port)
 
 
-def add_reserved_port(port: int) -> None:
+def add_reserved_port(port: SupportsIndex) -> None:
     """Offer a port from elsewhere to the next picks of this process.
 
     The caller knows that the port is this process's, although somebody else may have leased it:
     the shell that started it, for example. It is not given out while it is in use.
 
+    Args:
+        port: a number from 1 to 65535, or a lease.
+
     Raises:
-        TypeError, OverflowError: `port` is not an int from 1 to 65535.
+        TypeError: `port` is not a whole number.
+        OverflowError: it is not from 1 to 65535.
     """
-    if not 0 < index(port) < 65536:
+    port = index(port)
+    if not 0 < port < 65536:
         raise OverflowError(f"a port must be from 1 to 65535, not {port}")
     _free_ports.add(port)
 
@@ -459,7 +473,7 @@ def holds(count: int, contiguous: bool = False, **options: Unpack[Options]) -> l
 
 
 def popen(
-    args: str | Sequence[str],
+    args: _Command,
     holds: Sequence[Hold],
     *,
     strict: bool = False,
@@ -479,32 +493,40 @@ def popen(
         args: the command and its arguments, as for `subprocess.Popen`.
         holds: what `hold()` and `holds()` return. The number of the first is in the command's
             environment as `PORT`.
-        strict: rather fail than step down.
+        strict: rather fail than step down. If it turns out later that a bind of the command cannot
+            be carried out, that bind fails.
         options: as for `subprocess.Popen`, without `executable`.
 
     Raises:
-        FileNotFoundError: there is no such command.
+        FileNotFoundError, PermissionError: there is no such command, or it may not be executed.
         OSError: the command cannot be started; `ENOTSUP` if it would have to be less than `strict`.
         ValueError: a hold was released, or there is none.
+        TypeError: `holds` are not holds, or an option is not one of `subprocess.Popen`'s.
     """
     from portpicker import _hand_off
 
     return _hand_off.popen(args, holds, strict=strict, **options)
 
 
-def wait_listening(port: int, timeout: float | None = None, transport: str = "tcp") -> bool:
+def wait_listening(
+    port: SupportsIndex, timeout: float | None = None, transport: Literal["tcp", "udp"] = "tcp"
+) -> bool:
     """Wait until something listens on `port`, on whatever address.
 
     It is seen in the kernel's tables: nobody connects, so no server sees a client that says nothing.
     Whose socket it is, is not asked.
 
     Args:
-        port: the port.
-        timeout: seconds to wait at most; for ever if `None`.
+        port: a number from 0 to 65535, or a lease or a hold.
+        timeout: seconds to wait at most, 0 for a look; for ever if `None`.
         transport: `"tcp"`, or `"udp"` for a socket that is bound to it.
 
     Returns:
         Whether something listens.
+
+    Raises:
+        OSError: the kernel's tables cannot be read.
+        TypeError, ValueError, OverflowError: an argument makes no sense.
     """
     return _portpicker.wait_listening(port, timeout, transport)
 

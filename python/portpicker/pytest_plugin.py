@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import threading
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union, overload
+from weakref import WeakKeyDictionary
 
 import pytest
 
@@ -141,7 +142,7 @@ def pytest_runtest_makereport(
             report.sections.append(("ports", "\n".join(lines)))
     if report.when == "teardown":
         # A plugin may run the test again: with other ports.
-        item.stash.get(_PORTS, []).clear()
+        _PORTS.pop(item, None)
 
 
 class PortFactory(Generic[Port]):
@@ -165,7 +166,7 @@ class PortFactory(Generic[Port]):
         self._naming = threading.Lock()
         self.fixture = request.fixturename or ""
         self.picked: list[tuple[str, Kept]] = []
-        request.node.stash.setdefault(_PORTS, []).append(self)
+        _PORTS.setdefault(request.node, []).append(self)
 
     @overload
     def __call__(
@@ -233,8 +234,9 @@ class PortFactory(Generic[Port]):
             port.release()
 
 
-#: In the stash of a test and of a session: what its fixtures have picked.
-_PORTS = pytest.StashKey[list[PortFactory[Any]]]()
+#: What the fixtures of a test, and of a session, have picked. pytest has a place for that, the node's
+#: stash, but not before 7: there, a plugin that needs it would break every run.
+_PORTS: WeakKeyDictionary[object, list[PortFactory[Any]]] = WeakKeyDictionary()
 
 
 def _leased(request: pytest.FixtureRequest) -> PortFactory[int]:
@@ -273,8 +275,8 @@ def _marked(request: pytest.FixtureRequest) -> dict[str, Any]:
 def _picked_for(item: pytest.Item) -> list[tuple[str, Kept]]:
     """Return the ports that a test's fixtures have picked, with what the test calls them."""
     used = getattr(item, "fixturenames", ())
-    of_session = [ports for ports in item.session.stash.get(_PORTS, []) if ports.fixture in used]
-    return [port for ports in item.stash.get(_PORTS, []) + of_session for port in ports.picked]
+    of_session = [ports for ports in _PORTS.get(item.session, []) if ports.fixture in used]
+    return [port for ports in _PORTS.get(item, []) + of_session for port in ports.picked]
 
 
 def _lines(picked: list[tuple[str, Kept]]) -> list[str]:

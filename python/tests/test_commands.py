@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -15,8 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Server
-from support import DEADLINE, environment, occupy, python
+from support import DEADLINE, Portserver, environment, occupy, python
 
 import portpicker
 
@@ -123,11 +123,11 @@ def test_with_seconds_only_servers_that_set_reuse_address_get_in(
 
 
 def test_the_port_server_in_the_environment_is_asked(
-    picker: list[str], portserver: Server, owner: subprocess.Popen[bytes], scripts: Path
+    picker: list[str], owner: subprocess.Popen[bytes], scripts: Path
 ) -> None:
-    address = portserver.address
-    port = run(*picker, str(owner.pid), PORTSERVER_ADDRESS=address).stdout.strip()
-    status = run(scripts / "portpicker", "status", "--server", address, "--json")
+    with Portserver() as server:
+        port = run(*picker, str(owner.pid), PORTSERVER_ADDRESS=server.address).stdout.strip()
+        status = run(scripts / "portpicker", "status", "--server", server.address, "--json")
     (lease,) = json.loads(status.stdout)["leases"]
     assert (lease["port"], lease["pid"]) == (int(port), owner.pid)
 
@@ -215,17 +215,26 @@ def test_a_server_is_the_process_that_was_started(
 
 
 def test_a_daemon_listens_when_the_command_returns(
-    start_portserver: Callable[..., Server], server: list[str]
+    server: list[str], server_address: str, tmp_path: Path
 ) -> None:
-    daemon = start_portserver(*server)
-    port = portpicker.get_port_from_port_server(daemon.address)
-    assert port in range(15000, 25000)
-    portpicker.return_port(port)
-    daemon.end()
-    assert not daemon.pidfile.exists()
-    assert daemon.log.read_text().endswith("total-allocations 1\n")
+    pidfile, log = tmp_path / "pid", tmp_path / "log"
+    options = ["--daemon", "--portserver_address", server_address, "--no-state"]
+    options += ["--pidfile", str(pidfile), "--log", str(log)]
+    subprocess.run([*server, *options], check=True, timeout=DEADLINE)
+    daemon = os.pidfd_open(int(pidfile.read_text()))
+    try:
+        port = portpicker.get_port_from_port_server(server_address)
+        assert port in range(15000, 25000)
+        portpicker.return_port(port)
+    finally:
+        signal.pidfd_send_signal(daemon, signal.SIGTERM)
+        ended, _, _ = select.select([daemon], [], [], DEADLINE)
+        os.close(daemon)
+    assert ended
+    assert not pidfile.exists()
+    assert log.read_text().endswith("total-allocations 1\n")
     with pytest.raises(OSError, match="refused"), socket.socket(socket.AF_UNIX) as client:
-        client.connect(daemon.address.replace("@", "\0"))
+        client.connect(server_address.replace("@", "\0"))
 
 
 @pytest.mark.parametrize("form", ["portserver.py", "python3 portserver.py"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import math
 import os
 import pickle
 import signal
@@ -39,6 +40,17 @@ def broken_ports() -> Any:
     yield 1 // 0
 
 
+def too_long() -> int:
+    return 10**400
+
+
+class Interrupted:
+    """A number whose reader presses ^C."""
+
+    def __index__(self) -> int:
+        raise KeyboardInterrupt
+
+
 def name(value: Any) -> str:
     """Return the id of a parameter of a test: the options; the rest follows from them."""
     if isinstance(value, dict):
@@ -70,17 +82,21 @@ def name(value: Any) -> str:
         ({"address": "localhost"}, ValueError,
          "address must be an IPv4 or IPv6 address, not 'localhost'"),
         ({"wait": -1}, ValueError, "wait must be a number of seconds from 0 up, not -1"),
+        ({"wait": math.nan}, ValueError, "wait must be a number of seconds from 0 up, not nan"),
+        ({"wait": too_long}, OverflowError, "int too large to convert to float"),
         ({"wait": "5"}, TypeError, "wait must be a number of seconds, not str"),
         ({"server_timeout": -0.5}, ValueError,
          "server_timeout must be a number of seconds from 0 up, not -0.5"),
         ({"pid": 0}, ValueError,
          "pid must be the number of a process, from 1 to 2147483647, not 0"),
+        ({"pid": Interrupted}, KeyboardInterrupt, ""),
         ({"pid": "1"}, TypeError, "pid must be an int, not str"),
         ({"pid": 1}, portpicker.PortServerError, "a lease for another process (1) needs a port "
          "server: without one, a port belongs to the process that picks it"),
         ({"tag": 5}, TypeError, "tag must be a str, not int"),
         ({"portserver_address": True}, TypeError,
          "portserver_address must be a path, '@name', or False, not bool"),
+        ({"portserver_address": "\udcff"}, ValueError, r'portserver_address: "\xFF" is not UTF-8'),
         ({"portserver_address": "@"}, ValueError, f"portserver_address: `@` {ADDRESS}"),
         ({"portserver_address": "x" * 108}, ValueError,
          f"portserver_address: `{'x' * 108}` {ADDRESS}"),
@@ -93,7 +109,7 @@ def name(value: Any) -> str:
     ids=["lease", "hold", "pick"],
 )
 def test_an_option_that_makes_no_sense_is_named(
-    pick: Callable[..., Any], options: dict[str, Any], error: type[Exception], text: str
+    pick: Callable[..., Any], options: dict[str, Any], error: type[BaseException], text: str
 ) -> None:
     options = {key: value() if callable(value) else value for key, value in options.items()}
     with pytest.raises(error) as raised:
@@ -152,6 +168,12 @@ class TestPort:
         assert caplog.messages == [f"Returning a port that was already returned: {port}"]
         assert portpicker.pick_unused_port() == port
         assert portpicker.pick_unused_port() != port
+
+    def test_a_reserved_one_is_picked_as_an_int(self) -> None:
+        with portpicker.lease() as lease:
+            portpicker.add_reserved_port(lease)
+            assert type(portpicker.pick_unused_port()) is int
+            assert portpicker._owned_ports == {lease.port}
 
     def test_one_that_was_returned_in_use_is_not_given_out(self) -> None:
         with portpicker.lease() as lease:

@@ -131,6 +131,13 @@ class TestLease:
         assert another_process_can_lease(port)
 
 
+class Array(list[int]):
+    """What an array of numpy's is here: it has `__index__`, for those with a single number."""
+
+    def __index__(self) -> int:
+        raise TypeError("only integer scalar arrays can be converted to a scalar index")
+
+
 class TestOptions:
     @pytest.mark.parametrize(
         "write",
@@ -141,8 +148,9 @@ class TestOptions:
             set,
             iter,
             lambda ports: (port for port in ports),
+            Array,
         ],
-        ids=["text", "list", "tuple", "set", "iterator", "generator"],
+        ids=["text", "list", "tuple", "set", "iterator", "generator", "array"],
     )
     def test_ports_may_be_written_in_many_ways(self, write: Callable[[list[int]], Any]) -> None:
         ports = unused_ports(5)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import portpicker
 import pytest
+
+from support import DEADLINE, skip
 
 # A server that sets no options, on all that a hold covers; it ends with its standard input.
 SERVER = """
@@ -79,6 +84,20 @@ def test_the_environment_and_the_shell_are_as_popen_has_them() -> None:
         assert command.stdout is not None
         port, other = command.stdout.read().split()
     assert 0 < int(port) < 65536 and other == b"other"
+    command = portpicker.hold().popen(b"exit 3", shell=True)
+    assert command.wait() == 3
+    with portpicker.hold() as hold:
+        command = hold.popen(["env"], env={}, stdout=subprocess.PIPE, text=True)
+        assert command.communicate()[0] == f"PORT={hold.port}\n"
+
+
+def test_a_command_may_be_relative_to_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "command").symlink_to("/bin/true")
+    names: tuple[Any, ...] = ("./command", b"./command", Path(".") / ".." / tmp_path.name / "command")
+    for name in names:
+        assert portpicker.hold().popen([name], cwd=tmp_path).wait() == 0
+    with pytest.raises(FileNotFoundError, match="'./command'"):
+        portpicker.hold().popen(["./command"], cwd="/")
 
 
 def test_several_ports_go_to_one_command() -> None:
@@ -108,8 +127,40 @@ def test_what_cannot_be_started_says_so_and_the_hold_goes_on() -> None:
             hold.popen(["true"], executable="/bin/true")
         with pytest.raises(ValueError, match="at least one hold"):
             portpicker.popen(["true"], [])
+        for wrong in (hold, [hold, hold.port], None):
+            with pytest.raises(TypeError, match="^holds must be a sequence of holds, not "):
+                portpicker.popen(["true"], wrong)  # type: ignore[arg-type]
+        with pytest.raises(PermissionError, match="/etc/passwd"):
+            hold.popen(["/etc/passwd"])
         assert not hold.released
         assert_nobody_can_bind(hold.port)
+
+
+def test_a_strict_hand_off_lets_go_of_no_port() -> None:
+    command = (
+        "import ctypes, os, socket\n"
+        "ctypes.CDLL(None).prctl(4, 0)\n"  # PR_SET_DUMPABLE: nobody may copy its sockets
+        "socket.socket().bind(('127.0.0.1', int(os.environ['PORT'])))"
+    )
+    script = (
+        "import portpicker, subprocess, sys\n"
+        "for strict in (False, True):\n"
+        "    command = portpicker.hold().popen([sys.executable, '-c', sys.argv[1]], strict=strict,\n"
+        "                                      stderr=subprocess.PIPE, text=True)\n"
+        "    print('in use' if 'Address already in use' in command.communicate()[1] else 'bound')"
+    )
+    # Root could.
+    unprivileged = ["setpriv", "--bounding-set=-sys_ptrace"]
+    if os.geteuid() == 0 and shutil.which("setpriv") is None:
+        skip("a strict hand-off", "there is no setpriv(1)")
+    ended = subprocess.run(
+        [*(unprivileged if os.geteuid() == 0 else []), sys.executable, "-c", script, command],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert (ended.stdout, ended.stderr) == ("bound\nin use\n", "")
 
 
 def test_a_hold_that_was_released_starts_nothing() -> None:

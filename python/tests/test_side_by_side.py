@@ -395,6 +395,11 @@ def a_pick_with_an_empty_environment_variable():
         return portpicker.pick_unused_port()
 
 @call
+def a_pick_with_false_for_a_server():
+    with mock.patch.dict(os.environ, PORTSERVER_ADDRESS="@portpicker-test-nobody"):
+        return portpicker.pick_unused_port(portserver_address=False)
+
+@call
 def a_servers_port_is_picked_again():
     with FakeServer(b"4321\n") as server:
         portpicker.pick_unused_port(portserver_address=server.address)
@@ -467,6 +472,7 @@ DIFFERENT = {
     "a reservation of 70000": "it would be given out, and is not a port",
     "a reservation of a negative number": "it would be given out, and is not a port",
     "a reservation of a huge number": "it would be given out, and is not a port",
+    "a pick with false for a server": "it means that none is asked",
     "an address that is a number": "paths may be objects, and the text says so",
 }
 

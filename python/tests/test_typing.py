@@ -83,6 +83,13 @@ def objects() -> None:
         print(tcp, udp)
 
 
+def command(hold: Hold) -> None:
+    process = hold.popen([pathlib.Path("/bin/true"), "word", b"bytes"])
+    portpicker.popen("exit 3", [hold], strict=True, shell=True)
+    listens: bool = portpicker.wait_listening(hold.port, timeout=5, transport="udp")
+    print(process.wait(), listens)
+
+
 async def serve(hold: Hold) -> None:
     await asyncio.start_server(lambda reader, writer: None, sock=hold.listen())
 

@@ -39,9 +39,20 @@ pub(crate) fn count(object: &Bound<'_, PyAny>) -> PyResult<usize> {
 
 /// Returns `object` as an int of any size, if it is a whole number.
 fn index<'py>(object: &Bound<'py, PyAny>, what: impl Display) -> PyResult<Bound<'py, PyAny>> {
-    object
-        .call_method0("__index__")
-        .map_err(|_| wrong_type(what, "an int", object))
+    let operator = object.py().import("operator")?;
+    operator
+        .call_method1("index", (object,))
+        .map_err(|err| or_wrong_type(err, what, "an int", object))
+}
+
+/// Returns the exception for a conversion that has failed: one of the object's own is passed on, such
+/// as `KeyboardInterrupt`.
+fn or_wrong_type(err: PyErr, what: impl Display, right: &str, object: &Bound<'_, PyAny>) -> PyErr {
+    if err.is_instance_of::<PyTypeError>(object.py()) {
+        wrong_type(what, right, object)
+    } else {
+        err
+    }
 }
 
 fn wrong_type(what: impl Display, right: &str, object: &Bound<'_, PyAny>) -> PyErr {
@@ -70,15 +81,14 @@ pub(crate) fn port_list(name: &str, object: &Bound<'_, PyAny>) -> PyResult<Vec<u
 }
 
 fn ports(name: &str, right: &str, object: &Bound<'_, PyAny>) -> PyResult<Vec<u16>> {
-    if object.hasattr("__index__")? {
-        return Ok(vec![existing_port(name, object)?]);
-    }
     // They can be iterated over as well, and have letters and not ports.
     let is_text = object.is_instance_of::<PyString>() || object.is_instance_of::<PyBytes>();
     match object.try_iter() {
+        // First, because an array of numpy's has `__index__` as well, for a single number.
         Ok(objects) if !is_text => objects
             .map(|object| existing_port(name, &object?))
             .collect(),
+        _ if object.hasattr("__index__")? => Ok(vec![existing_port(name, object)?]),
         _ => Err(wrong_type(name, right, object)),
     }
 }
@@ -119,12 +129,12 @@ pub(crate) fn address(name: &str, object: &Bound<'_, PyAny>) -> PyResult<IpAddr>
 
 /// Reads a time: a number of seconds, not negative.
 pub(crate) fn seconds(name: &str, object: &Bound<'_, PyAny>) -> PyResult<Duration> {
-    let Ok(seconds) = object.extract::<f64>() else {
-        return Err(wrong_type(name, "a number of seconds", object));
-    };
+    let seconds: f64 = object
+        .extract()
+        .map_err(|err| or_wrong_type(err, name, "a number of seconds", object))?;
     if seconds.is_nan() || seconds < 0.0 {
         return Err(PyValueError::new_err(format!(
-            "{name} must be a number of seconds from 0 up, not {seconds}"
+            "{name} must be a number of seconds from 0 up, not {object}"
         )));
     }
     // As long as one likes: infinity, too.
@@ -154,8 +164,10 @@ pub(crate) fn server(name: &str, object: &Bound<'_, PyAny>) -> PyResult<Server> 
     if path.as_os_str().is_empty() {
         return Ok(Server::Environment);
     }
-    let address = path.to_string_lossy().parse();
-    address
+    let Some(text) = path.to_str() else {
+        return Err(bad_value(name, format_args!("{path:?} is not UTF-8")));
+    };
+    text.parse()
         .map(Server::At)
         .map_err(|err: portpicker::ParseServerAddressError| bad_value(name, err))
 }

@@ -40,7 +40,9 @@ impl Supervision {
     }
 
     /// Carry out the binds of the command, which has been started, on the ports of `holds`.
-    fn supervise(&self, py: Python<'_>, holds: Vec<Py<Hold>>) -> PyResult<()> {
+    ///
+    /// If `strict`, a bind that cannot be carried out fails; else the port is let go of.
+    fn supervise(&self, py: Python<'_>, holds: Vec<Py<Hold>>, strict: bool) -> PyResult<()> {
         let prepared = self
             .prepared
             .lock()
@@ -52,8 +54,15 @@ impl Supervision {
         // The command has its own copy. If it has failed, there must be no other to wait for.
         drop(socket);
         let holds = take(&holds)?;
-        py.detach(|| preparation.supervisor(holds)?.run_in_background())
-            .map_err(failed("supervise the command"))
+        py.detach(|| {
+            let supervisor = preparation.supervisor(holds)?;
+            let supervisor = match strict {
+                true => supervisor.strict(),
+                false => supervisor,
+            };
+            supervisor.run_in_background()
+        })
+        .map_err(failed("supervise the command"))
     }
 }
 
