@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::error::{Error, Result};
+use crate::sys::device::{LOOPBACK, set_device};
 
 /// A transport protocol, each with port numbers of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -175,6 +176,8 @@ pub(crate) fn forget_sharing(port: u16) {
         let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(is_sharing)?;
+        // Out of the way of a hold that is on another one. Needs Linux 5.7 or CAP_NET_RAW.
+        _ = set_device(&socket, LOOPBACK);
         // Not an address of this host's.
         match address {
             IpAddr::V4(_) => socket.set_freebind_v4(true)?,

@@ -1,14 +1,18 @@
 //! Letting one certain socket bind a held port, or listen on it, and nobody else.
 //!
 //! The socket is the caller's own. The holder's and the visitor's sockets are made to get along for
-//! the moment of the call, by one of three means:
+//! the moment of the call, by one of four means:
 //!
 //! - *Devices.* The kernel lets two sockets share a port if they are bound to different network
 //!   interfaces, so each is bound to another one. Everybody else's sockets are bound to none, which
 //!   is in conflict with both: there is no moment in which anybody else gets in. A UDP socket can be
 //!   freed from its interface by anybody (connect(2) to AF_UNSPEC), a TCP socket only with
 //!   CAP_NET_RAW.
-//! - *SO_REUSEADDR* on both, for a TCP socket without CAP_NET_RAW. For that moment anybody else who
+//! - *Devices, for good*, for a TCP socket without CAP_NET_RAW that is to be bound to the loopback
+//!   address: anybody may bind a socket to its first interface. The visitor stays on the loopback
+//!   interface, where all its clients are anyway, and the holder on one that does not exist. Again,
+//!   there is no moment in which anybody else gets in.
+//! - *SO_REUSEADDR* on both, for any other TCP socket without CAP_NET_RAW. For that moment anybody else who
 //!   sets it may bind the port too. That is of no use to them: they would have to listen in the same
 //!   moment, in between our two system calls. If somebody does, our visitor is refused, and tries
 //!   again until the other has gone.
@@ -32,7 +36,7 @@ use rustix::net::netdevice::name_to_index;
 use socket2::{Domain, Socket, Type};
 
 use crate::probe::forget_sharing;
-use crate::sys::device::{device, set_device};
+use crate::sys::device::{LOOPBACK, device, set_device};
 
 /// Interfaces that no host has: their numbers are given out from 1.
 const HOLDER_DEVICE: u32 = 0x7fff_fffe;
@@ -46,14 +50,34 @@ const PAUSE: Duration = Duration::from_micros(200);
 /// Binds `visitor` to `address`, on the port that `holder` holds.
 pub(crate) fn bind(holder: &Socket, visitor: &Socket, address: SocketAddr) -> io::Result<()> {
     let devices = devices_for(visitor, address)?;
-    Visit::new(holder, visitor)?.admit(&devices, || visitor.bind(&address.into()))
+    let visit = Visit::new(holder, visitor, address)?;
+    visit.admit(&devices, || {
+        if visit.means == Means::Staying {
+            visit.rehearse(address)?;
+        }
+        visitor.bind(&address.into())
+    })
 }
 
 /// Makes `visitor`, a TCP socket that is bound beside `holder`, listen.
 ///
 /// The kernel looks for conflicts again then.
 pub(crate) fn listen(holder: &Socket, visitor: &Socket, backlog: i32) -> io::Result<()> {
-    Visit::new(holder, visitor)?.admit(&[VISITOR_DEVICE], || visitor.listen(backlog))
+    let address = visitor.local_addr()?.as_socket();
+    let address = address.ok_or(io::ErrorKind::InvalidInput)?;
+    let visit = Visit::new(holder, visitor, address)?;
+    visit.admit(&[VISITOR_DEVICE], || visitor.listen(backlog))
+}
+
+/// How a holder and a visitor that does not share its port are made to get along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Means {
+    /// Interfaces, which both leave afterwards.
+    Devices,
+    /// Interfaces on which both stay.
+    Staying,
+    /// SO_REUSEADDR.
+    ReuseAddress,
 }
 
 /// A socket that is to get along with the one that holds its port.
@@ -63,18 +87,28 @@ struct Visit<'s> {
     is_udp: bool,
     /// Whether the visitor sets SO_REUSEPORT.
     is_sharing: bool,
-    has_devices: bool,
+    means: Means,
 }
 
 impl<'s> Visit<'s> {
-    fn new(holder: &'s Socket, visitor: &'s Socket) -> io::Result<Self> {
+    fn new(holder: &'s Socket, visitor: &'s Socket, address: SocketAddr) -> io::Result<Self> {
         let is_udp = holder.r#type()? == Type::DGRAM;
+        let means = match permission() {
+            _ if is_udp => Means::Devices,
+            Permission::Change => Means::Devices,
+            Permission::Set
+                if address.ip().to_canonical().is_loopback() || device(visitor)? != 0 =>
+            {
+                Means::Staying
+            }
+            Permission::Set | Permission::Nothing => Means::ReuseAddress,
+        };
         Ok(Self {
             holder,
             visitor,
             is_udp,
             is_sharing: visitor.reuse_port()?,
-            has_devices: is_udp || may_change_devices(),
+            means,
         })
     }
 
@@ -88,7 +122,11 @@ impl<'s> Visit<'s> {
             };
             match result {
                 // Somebody was faster, or the command itself has the address already.
-                Err(err) if is_in_use(&err) && !self.has_devices && Instant::now() < end => {
+                Err(err)
+                    if is_in_use(&err)
+                        && self.means == Means::ReuseAddress
+                        && Instant::now() < end =>
+                {
                     thread::sleep(PAUSE);
                 }
                 result => return result,
@@ -120,11 +158,36 @@ impl<'s> Visit<'s> {
     }
 
     fn admit_alone(&self, devices: &[u32], call: &impl Fn() -> io::Result<()>) -> io::Result<()> {
-        if self.has_devices {
-            self.by_device(devices, call)
-        } else {
-            self.by_reuse_address(call)
+        match self.means {
+            Means::Devices => self.by_device(devices, call),
+            Means::Staying => self.by_staying(call),
+            Means::ReuseAddress => self.by_reuse_address(call),
         }
+    }
+
+    fn by_staying(&self, call: &impl Fn() -> io::Result<()>) -> io::Result<()> {
+        if device(self.holder)? == 0 {
+            set_device(self.holder, HOLDER_DEVICE)?;
+        }
+        call()
+    }
+
+    /// Makes sure that the visitor can be bound to `address`, and puts it onto the loopback interface,
+    /// which it cannot leave again: it may be bound to something else if this fails.
+    fn rehearse(&self, address: SocketAddr) -> io::Result<()> {
+        if device(self.visitor)? != 0 {
+            return Ok(());
+        }
+        let twin = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        if address.is_ipv6() {
+            twin.set_only_v6(self.visitor.only_v6()?)?;
+        }
+        twin.set_reuse_address(self.visitor.reuse_address()?)?;
+        twin.set_reuse_port(self.visitor.reuse_port()?)?;
+        set_device(&twin, LOOPBACK)?;
+        twin.bind(&address.into())?;
+        drop(twin);
+        set_device(self.visitor, LOOPBACK)
     }
 
     fn by_device(&self, devices: &[u32], call: &impl Fn() -> io::Result<()>) -> io::Result<()> {
@@ -183,11 +246,13 @@ impl<'s> Visit<'s> {
 
     fn by_reuse_port(&self, call: &impl Fn() -> io::Result<()>) -> io::Result<()> {
         // Elsewhere, so that the holder does not become one of the group.
-        if self.is_udp && device(self.holder)? == 0 {
+        if (self.is_udp || self.means == Means::Staying) && device(self.holder)? == 0 {
             set_device(self.holder, HOLDER_DEVICE)?;
         }
         thread::yield_now();
-        self.holder.set_reuse_port(true)?;
+        if self.means != Means::Staying {
+            self.holder.set_reuse_port(true)?;
+        }
         let result = call();
         if !self.is_udp
             && let Some(local) = self.holder.local_addr()?.as_socket()
@@ -239,15 +304,27 @@ fn interfaces(visitor: &Socket) -> io::Result<Vec<u32>> {
         .collect())
 }
 
-/// Tells whether this process may free a TCP socket from its interface.
-fn may_change_devices() -> bool {
-    static MAY: OnceLock<bool> = OnceLock::new();
-    *MAY.get_or_init(|| {
-        let try_it = || {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-            set_device(socket.as_fd(), VISITOR_DEVICE)?;
-            set_device(socket.as_fd(), 0)
+/// What this process may do with the interfaces of TCP sockets.
+#[derive(Clone, Copy, Debug)]
+enum Permission {
+    /// Bind sockets to them, and free them again: CAP_NET_RAW.
+    Change,
+    /// Bind sockets to them, once: Linux 5.7.
+    Set,
+    /// Nothing.
+    Nothing,
+}
+
+fn permission() -> Permission {
+    static PERMISSION: OnceLock<Permission> = OnceLock::new();
+    *PERMISSION.get_or_init(|| {
+        let Ok(socket) = Socket::new(Domain::IPV4, Type::STREAM, None) else {
+            return Permission::Nothing;
         };
-        try_it().is_ok()
+        match set_device(socket.as_fd(), VISITOR_DEVICE) {
+            Err(_) => Permission::Nothing,
+            Ok(()) if set_device(socket.as_fd(), 0).is_err() => Permission::Set,
+            Ok(()) => Permission::Change,
+        }
     })
 }

@@ -10,6 +10,9 @@ use std::os::fd::{AsFd, AsRawFd};
 
 const SO_BINDTOIFINDEX: libc::c_int = 62;
 
+/// The loopback interface: the first one of each network namespace.
+pub(crate) const LOOPBACK: u32 = 1;
+
 /// Binds `socket` to the interface `index`, which need not exist; 0 is none.
 ///
 /// # Errors

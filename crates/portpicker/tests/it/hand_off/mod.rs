@@ -87,6 +87,11 @@ fn drop_net_raw() {
     set_capabilities(None, sets).expect("whoever has one may drop it");
 }
 
+fn has_net_raw() -> bool {
+    let sets = capabilities(None).expect("a thread has capabilities");
+    sets.effective.contains(CapabilitySet::NET_RAW)
+}
+
 /// Holds [`PORT`], once the one has ended who had it before.
 fn held() -> Hold {
     let hold = among("20000").wait(LONG).hold();

@@ -1,5 +1,8 @@
 //! Does anybody else get in, before, between, or after?
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
 use portpicker::Kind;
 use portpicker_testing::worker::Answer;
 use portpicker_testing::{Binding, Local, Options, Worker};
@@ -37,6 +40,33 @@ with_and_without_net_raw! {
             command.unbind();
             assert_eq!(stolen(&mut thief), nothing(), "{binding}, closed");
         }
+    }
+
+    /// While thieves try all the time, and not only before and after.
+    fn nobody_gets_in_while_a_server_of_the_loopback_address_does() {
+        let ways: Vec<_> = every_binding().filter(|it| !it.options.reuse_port()).collect();
+        let mut command = handed_off();
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let thieves = [0, ways.len() / 2].map(|first| {
+                let (ways, is_over) = (&ways, &is_over);
+                scope.spawn(move || {
+                    let mut ways = ways.iter().cycle().skip(first);
+                    while !is_over.load(Ordering::Relaxed) {
+                        let way = ways.next().expect("a cycle has no end");
+                        assert!(way.bind(PORT).is_err(), "{way}");
+                    }
+                })
+            });
+            for server in ways.iter().filter(|way| way.local.address.is_loopback()).cycle().take(400) {
+                assert_eq!(command.bind(PORT, *server), Ok(()), "{server}");
+                command.unbind();
+            }
+            is_over.store(true, Ordering::Relaxed);
+            for thief in thieves {
+                thief.join().expect("no way was open");
+            }
+        });
     }
 
     /// Two on one port, one of which goes: what the kernel remembers is the other one's.
