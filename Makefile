@@ -7,9 +7,9 @@ SKIPPED = $(CURDIR)/target/skipped
 # What a fallback's build is not shared with: it has other flags.
 fallback = RUSTFLAGS='--cfg portpicker_force="$(1)"' cargo $(2) --target-dir target/force-$(1)
 
-.PHONY: test format clippy docs unit fallbacks benches fuzz deploy python field bench soak command clean
+.PHONY: test format clippy aarch64 docs unit fallbacks benches fuzz deploy python field bench soak command clean
 
-test: start format clippy docs unit fallbacks benches fuzz deploy python field command
+test: start format clippy aarch64 docs unit fallbacks benches fuzz deploy python field command
 	@if [ -s $(SKIPPED) ]; then echo "skipped here:"; sort -u $(SKIPPED) | sed 's/^/  /'; \
 	else echo "nothing was skipped"; fi
 
@@ -23,6 +23,13 @@ format:
 clippy:
 	cargo clippy --workspace --all-targets -- -D warnings
 
+# The other architecture that `portpicker run` knows. The extension module needs a Python of it.
+AARCH64 = aarch64-unknown-linux-gnu
+aarch64:
+	@if [ -d "$$(rustc --print sysroot)/lib/rustlib/$(AARCH64)" ]; then \
+	    cargo clippy --workspace --exclude portpicker-python --all-targets --target $(AARCH64) -- -D warnings; \
+	else echo "clippy for aarch64: rustup target add $(AARCH64)" | tee -a $(SKIPPED); fi
+
 docs:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
@@ -33,7 +40,7 @@ unit:
 fallbacks: $(FALLBACKS:%=fallback-%)
 
 fallback-%:
-	PORTPICKER_SKIPPED=$(SKIPPED) $(call fallback,$*,test) --workspace --exclude portpicker-model
+	PORTPICKER_SKIPPED=$(SKIPPED) $(call fallback,$*,test) --workspace --exclude portpicker-model --exclude portpicker-python
 
 # That they run, not what they measure.
 benches:
