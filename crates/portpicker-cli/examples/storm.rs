@@ -57,8 +57,8 @@ fn run() -> Result<ExitCode, String> {
         {
             continue;
         }
-        if let Some(program) = server.missing() {
-            println!("{:<22} there is no `{program}` here", server.name);
+        if let Some(obstacle) = server.obstacle() {
+            println!("{:<22} {obstacle}", server.name);
             continue;
         }
         let begin = Instant::now();

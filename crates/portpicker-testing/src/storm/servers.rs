@@ -22,6 +22,8 @@ pub struct Server {
     pub name: &'static str,
     /// The programs that it takes, found by PATH and in a few folders besides.
     programs: &'static [&'static str],
+    /// Whether it does not run for root.
+    refuses_root: bool,
     /// Whether it sets SO_REUSEPORT.
     pub(super) shares: bool,
     /// Makes what it needs in a folder, and returns its command line, with `{}` for the port.
@@ -57,6 +59,7 @@ pub const SERVERS: &[Server] = &[
     Server {
         name: "redis",
         programs: &["redis-server"],
+        refuses_root: false,
         shares: false,
         prepare: |folder| {
             let folder = folder
@@ -71,6 +74,7 @@ pub const SERVERS: &[Server] = &[
     Server {
         name: "postgresql",
         programs: &["initdb", "postgres"],
+        refuses_root: true,
         shares: false,
         prepare: prepare_postgresql,
         // A request for TLS: `S` or `N` is the whole answer.
@@ -82,6 +86,7 @@ pub const SERVERS: &[Server] = &[
     Server {
         name: "nginx",
         programs: &["nginx"],
+        refuses_root: false,
         shares: false,
         prepare: |folder| prepare_nginx(folder, ""),
         questions: &[http(V4, "Server: nginx"), http(V6, "Server: nginx")],
@@ -89,6 +94,7 @@ pub const SERVERS: &[Server] = &[
     Server {
         name: "nginx reuseport",
         programs: &["nginx"],
+        refuses_root: false,
         shares: true,
         prepare: |folder| prepare_nginx(folder, " reuseport"),
         questions: &[http(V4, "Server: nginx"), http(V6, "Server: nginx")],
@@ -96,8 +102,19 @@ pub const SERVERS: &[Server] = &[
     Server {
         name: "memcached",
         programs: &["memcached"],
+        refuses_root: false,
         shares: false,
-        prepare: |_| words("memcached -p {} -U {} -l 127.0.0.1,::1 -u nobody").collect(),
+        prepare: |_| {
+            let user = if may_become_nobody() {
+                "nobody"
+            } else {
+                "root"
+            };
+            words(&format!(
+                "memcached -p {{}} -U {{}} -l 127.0.0.1,::1 -u {user}"
+            ))
+            .collect()
+        },
         questions: &[
             tcp(V4, b"version\r\n", "VERSION"),
             tcp(V6, b"version\r\n", "VERSION"),
@@ -112,6 +129,7 @@ pub const SERVERS: &[Server] = &[
     Server {
         name: "node http",
         programs: &["node"],
+        refuses_root: false,
         shares: false,
         prepare: |_| {
             let script = "require('http').createServer((_, answer) => answer.end('from node'))\
@@ -123,6 +141,7 @@ pub const SERVERS: &[Server] = &[
     Server {
         name: "python http.server",
         programs: &["python3"],
+        refuses_root: false,
         shares: false,
         prepare: |_| words("python3 -m http.server {} --bind 127.0.0.1").collect(),
         questions: &[http(V4, "Server: SimpleHTTP")],
@@ -130,6 +149,7 @@ pub const SERVERS: &[Server] = &[
     Server {
         name: "python socketserver",
         programs: &["python3"],
+        refuses_root: false,
         shares: false,
         // Without SO_REUSEADDR, as it comes.
         prepare: |_| {
@@ -150,6 +170,7 @@ socketserver.TCPServer(('', int(sys.argv[1])), Handler).serve_forever()
     Server {
         name: "java http",
         programs: &["javac", "java"],
+        refuses_root: false,
         shares: false,
         prepare: prepare_java,
         questions: &[http(V4, "from java"), http(V6, "from java")],
@@ -157,6 +178,7 @@ socketserver.TCPServer(('', int(sys.argv[1])), Handler).serve_forever()
     Server {
         name: "go net/http",
         programs: &["go"],
+        refuses_root: false,
         shares: false,
         prepare: prepare_go,
         questions: &[http(V4, "from go"), http(V6, "from go")],
@@ -164,12 +186,16 @@ socketserver.TCPServer(('', int(sys.argv[1])), Handler).serve_forever()
 ];
 
 impl Server {
-    /// Returns the first program that it takes and that is not here.
-    pub fn missing(&self) -> Option<&'static str> {
-        self.programs
-            .iter()
-            .find(|program| find(program).is_none())
-            .copied()
+    /// Returns why it cannot run here, if it cannot.
+    pub fn obstacle(&self) -> Option<String> {
+        let missing = self.programs.iter().find(|program| find(program).is_none());
+        match missing {
+            Some(program) => Some(format!("there is no `{program}` here")),
+            None if self.refuses_root && is_root() && !may_become_nobody() => {
+                Some("it refuses root, and root here may not become another user".to_owned())
+            }
+            None => None,
+        }
     }
 
     /// Makes what it needs in `folder`, and returns its command line, with `{}` for the port.
@@ -257,23 +283,34 @@ fn run(command: &mut Command) {
     );
 }
 
-/// It runs for no superuser.
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Tells whether we are root, and not by name only, as in a user namespace of an ordinary user's.
+fn may_become_nobody() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let knows_nobody = |line: &str| {
+        let numbers: Vec<u32> = line.split_whitespace().flat_map(str::parse).collect();
+        matches!(numbers[..], [first, _, count] if (first..=first.saturating_add(count - 1)).contains(&NOBODY))
+    };
+    is_root() && map.lines().any(knows_nobody)
+}
+
+const NOBODY: u32 = 65_534;
+
 fn prepare_postgresql(folder: &Path) -> Vec<String> {
     let found = |program| find(program).expect("it is not missing");
     let data = folder.join("data");
     fs::create_dir(&data).expect("the folder is ours");
     let mut wrapper: Vec<String> = Vec::new();
-    if rustix::process::geteuid().is_root() {
-        const NOBODY: &str = "65534";
-        wrapper.extend(words(
-            "setpriv --reuid=nobody --regid=nogroup --clear-groups --",
-        ));
-        wrapper[1] = format!("--reuid={NOBODY}");
-        wrapper[2] = format!("--regid={NOBODY}");
+    if is_root() {
+        let user = format!("setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups --");
+        wrapper.extend(words(&user));
         // Every user may enter; the data is the server's.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(folder, open).expect("the folder is ours");
-        std::os::unix::fs::chown(&data, Some(65_534), Some(65_534)).expect("we are root");
+        std::os::unix::fs::chown(&data, Some(NOBODY), Some(NOBODY)).expect("we are root");
     }
     let data = data.to_str().expect("a temporary folder has a plain name");
     let initdb = [&wrapper[..], &[found("initdb")], &[data.to_owned()]].concat();
@@ -296,9 +333,14 @@ fn prepare_postgresql(folder: &Path) -> Vec<String> {
 
 fn prepare_nginx(folder: &Path, option: &str) -> Vec<String> {
     let root = folder.display();
+    let user = if may_become_nobody() {
+        "nobody nogroup"
+    } else {
+        "root root"
+    };
     // The port is not known yet: the shell that starts it writes it into the file.
     let template = format!(
-        "daemon off; worker_processes 2; pid {root}/pid; error_log stderr;\n\
+        "daemon off; user {user}; worker_processes 2; pid {root}/pid; error_log stderr;\n\
          events {{}}\n\
          http {{\n\
          access_log off;\n\

@@ -10,8 +10,8 @@ use crate::support::PORTPICKER;
 /// Starts `server` under a storm; `test` is the name of the test.
 fn stands_the_storm(test: &str, server: &str) {
     let server = SERVERS.iter().find(|it| it.name == server).unwrap();
-    if let Some(program) = server.missing() {
-        return skip(test, &format!("there is no `{program}` here"));
+    if let Some(obstacle) = server.obstacle() {
+        return skip(test, &obstacle);
     }
     let run = vec![PORTPICKER.to_owned()];
     let number = Number::Run(run, vec!["--hand-off=strict".to_owned()]);
