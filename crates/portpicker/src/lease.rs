@@ -23,13 +23,15 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 /// from the ephemeral range, the kernel gives it to nobody by itself. A stranger who binds the
 /// number unasked is not kept from it: that takes a [`Hold`](crate::Hold).
 ///
-/// The port is not bound: its owner may bind it with any options. One moment is left: a program that
-/// another thread starts just when this one picks has copies of the probe's sockets, between fork and
-/// exec, so that a bind right after the pick may find the port in use: once in 700 picks beside 350
-/// starts a second. Pick before you start programs, or use a [`Hold`](crate::Hold). Made without a server, the lease
+/// The port is not bound: its owner may bind it with any options. Made without a server, the lease
 /// is a descriptor of this process. A forked child has a copy and keeps the lease as long as
 /// it lives; a program started by `exec` has none. However the process ends, the kernel ends the
 /// lease.
+///
+/// One moment is left: a program that another thread starts just when this one picks has copies of
+/// the probe's sockets until its exec, so a bind right after the pick may find the port in use: once
+/// in 700 picks beside 350 starts a second. Pick before you start programs, or use a
+/// [`Hold`](crate::Hold).
 ///
 /// A lease made by a port server ends with its owner. Dropped by the owner, it is released at the
 /// server: that takes a round trip, at most a second, and a server that fails it keeps the port
