@@ -1,18 +1,8 @@
 //! Real servers under a storm of thieves: does one start fail, is one port stolen?
 //!
-//! `cargo run -p portpicker-cli --example storm -- --starts 200` prints a table. The servers are those
-//! that are installed here; it runs in a network of its own, and takes all CPUs for minutes.
-//!
-//! | option                 | meaning                                                          |
-//! | ---------------------- | ---------------------------------------------------------------- |
-//! | `--starts N`           | starts of each server, restarts included (default: 20)           |
-//! | `--server NAME`        | only this server                                                 |
-//! | `--thieves N`          | how many threads want the port (default: 8)                      |
-//! | `--let-go`             | thieves let go at once of what they get, instead of keeping it   |
-//! | `--without-net-raw`    | `portpicker` has no CAP_NET_RAW, as an ordinary user's           |
-//! | `--portpicker PATH`    | another `portpicker` than the one that was built beside          |
-//! | `--number-from google` | the number comes from Google's portpicker, for comparison        |
-//! | `--python PATH`        | the interpreter that has that (default: python3)                 |
+//! `cargo run --release -p portpicker-cli --example storm -- --starts 200` prints a table; `--help` has
+//! the options. The servers are those that are installed here; all of it happens in a network of its
+//! own, and takes all CPUs for minutes.
 #![expect(clippy::print_stdout, reason = "the result")]
 #![expect(clippy::print_stderr, reason = "what is missing")]
 
@@ -21,8 +11,47 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
+use clap::{Parser, ValueEnum};
 use portpicker_testing::storm::{Number, SERVERS, Thieves, storm};
 use portpicker_testing::{namespace_wrapper, network};
+
+/// Real servers under a storm of thieves: does one start fail, is one port stolen?
+#[derive(Debug, Parser)]
+#[command(name = "storm", max_term_width = 80)]
+struct Options {
+    /// Starts of each server, restarts included
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    starts: usize,
+    /// Only this server
+    #[arg(long, value_name = "NAME", value_parser = SERVERS.iter().map(|it| it.name).collect::<Vec<_>>())]
+    server: Option<String>,
+    /// How many threads want the port
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    thieves: usize,
+    /// Thieves let go at once of what they get, instead of keeping it
+    #[arg(long)]
+    let_go: bool,
+    /// Runs `portpicker` without CAP_NET_RAW, as an ordinary user's
+    #[arg(long)]
+    without_net_raw: bool,
+    /// Another `portpicker` than the one that was built beside
+    #[arg(long, value_name = "FILE")]
+    portpicker: Option<String>,
+    /// Where the port comes from
+    #[arg(long, value_name = "WHERE", value_enum, default_value_t = Source::Run)]
+    number_from: Source,
+    /// The interpreter that has Google's portpicker
+    #[arg(long, value_name = "FILE", default_value = "python3")]
+    python: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Source {
+    /// `portpicker run`
+    Run,
+    /// Google's portpicker, for comparison
+    Google,
+}
 
 /// The environment variable by which the process knows that it has a network of its own.
 const INSIDE: &str = "PORTPICKER_STORM_INSIDE";
@@ -38,12 +67,13 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<ExitCode, String> {
-    let options = Options::parse(env::args().skip(1))?;
+    let options = Options::parse();
     if env::var_os(INSIDE).is_none() {
         return go_inside();
     }
     network::set_up();
-    let mut thieves = Thieves::hire(options.thieves, !options.lets_go);
+    let number = options.number()?;
+    let mut thieves = Thieves::hire(options.thieves, !options.let_go);
     let mut is_good = true;
     println!(
         "{:<22} {:>7} {:>7} {:>7} {:>7} {:>10} {:>8}",
@@ -62,7 +92,7 @@ fn run() -> Result<ExitCode, String> {
             continue;
         }
         let begin = Instant::now();
-        let outcome = storm(server, &options.number, options.starts, &mut thieves);
+        let outcome = storm(server, &number, options.starts, &mut thieves);
         println!(
             "{:<22} {:>7} {:>7} {:>7} {:>7} {:>10} {:>8.1}",
             server.name,
@@ -100,40 +130,13 @@ fn go_inside() -> Result<ExitCode, String> {
     Ok(ExitCode::from(status.code().unwrap_or(1) as u8))
 }
 
-#[derive(Debug)]
-struct Options {
-    starts: usize,
-    server: Option<String>,
-    thieves: usize,
-    lets_go: bool,
-    number: Number,
-}
-
 impl Options {
-    fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
-        let (mut starts, mut server, mut thieves, mut lets_go) = (20, None, 8, false);
-        let (mut is_googles, mut has_net_raw) = (false, true);
-        let (mut portpicker, mut python) = (beside()?, PathBuf::from("python3"));
-        while let Some(word) = words.next() {
-            let mut value = || words.next().ok_or(format!("{word} needs a value"));
-            let number = |text: String| text.parse().map_err(|_| format!("`{text}` is no number"));
-            match word.as_str() {
-                "--starts" => starts = number(value()?)?,
-                "--server" => server = Some(value()?),
-                "--thieves" => thieves = number(value()?)?,
-                "--let-go" => lets_go = true,
-                "--without-net-raw" => has_net_raw = false,
-                "--portpicker" => portpicker = value()?,
-                "--python" => python = value()?.into(),
-                "--number-from" => match value()?.as_str() {
-                    "google" => is_googles = true,
-                    other => return Err(format!("`{other}` gives no numbers, `google` does")),
-                },
-                _ => return Err(format!("`{word}` is no option")),
-            }
+    fn number(&self) -> Result<Number, String> {
+        if let Source::Google = self.number_from {
+            return Ok(Number::Google(self.python.clone()));
         }
         let mut run = Vec::new();
-        if !has_net_raw {
+        if self.without_net_raw {
             let without = [
                 "setpriv",
                 "--bounding-set=-net_raw",
@@ -142,17 +145,11 @@ impl Options {
             ];
             run.extend(without.map(str::to_owned));
         }
-        run.push(portpicker);
-        Ok(Self {
-            starts,
-            server,
-            thieves,
-            lets_go,
-            number: match is_googles {
-                true => Number::Google(python),
-                false => Number::Run(run, vec!["--hand-off=strict".to_owned()]),
-            },
-        })
+        run.push(match &self.portpicker {
+            Some(portpicker) => portpicker.clone(),
+            None => beside()?,
+        });
+        Ok(Number::Run(run, vec!["--hand-off=strict".to_owned()]))
     }
 }
 
