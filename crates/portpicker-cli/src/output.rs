@@ -10,18 +10,23 @@ pub(crate) fn complain(err: &dyn Error) {
 
 /// Prints an error and its causes, on one line, in the name of `program`.
 pub(crate) fn complain_as(program: &str, err: &dyn Error) {
-    // Not `eprintln!`: it panics when stderr is closed, and there is nobody left to tell.
-    _ = writeln!(io::stderr(), "{program}: {}", chain(err));
+    say(&format!("{program}: {}\n", chain(err)));
 }
 
 /// Prints an error that is none, since there is another way.
 pub(crate) fn warn(err: &dyn Error, other_way: &str) {
-    _ = writeln!(io::stderr(), "portpicker: {}; {other_way}", chain(err));
+    say(&format!("portpicker: {}; {other_way}\n", chain(err)));
 }
 
 /// Prints what is no trouble, and no data either.
 pub(crate) fn note(text: &str) {
-    _ = writeln!(io::stderr(), "portpicker: {text}");
+    say(&format!("portpicker: {text}\n"));
+}
+
+/// Writes a line to stderr: all at once, since the command that we run writes there too.
+fn say(line: &str) {
+    // Not `eprint!`: it panics when stderr is closed, and there is nobody left to tell.
+    _ = io::stderr().write_all(line.as_bytes());
 }
 
 /// Writes `text` to stdout, all of it or an error.
