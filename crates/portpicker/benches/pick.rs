@@ -112,13 +112,16 @@ fn crowded_candidates(effort: Effort, ports: &[u16]) -> Result {
     let batch = effort.choose(100, 5);
     let mut leased = Times::new(SHARES.len());
     let mut occupied = Times::new(SHARES.len());
-    for _ in 0..effort.choose(30, 2) {
+    let rounds = effort.choose(30, 2);
+    for _ in 0..rounds {
         let mut leases = Vec::new();
         for (row, share) in SHARES.into_iter().enumerate() {
             leases.extend(picker.leases(ports.len() * share / 100 - leases.len())?);
             leased.record(row, micros_per_call(batch, pick));
         }
-        drop(leases);
+    }
+    // After all of the others: for a second, picks try last what they have found occupied.
+    for _ in 0..rounds {
         let mut sockets = Vec::new();
         for (row, share) in SHARES.into_iter().enumerate() {
             for &port in &ports[sockets.len()..ports.len() * share / 100] {
