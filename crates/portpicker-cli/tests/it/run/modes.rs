@@ -225,7 +225,7 @@ fn an_ordinary_users_server_has_its_port_and_restarts() {
     }
     let server = ["--", "python3", "-c", SERVER];
     let strict = [&["run", "--hand-off", "strict"], &server[..]].concat();
-    let wait = [&["run", "--wait-listening", "60"], &server[..]].concat();
+    let wait = ["run", "--wait-listening", "60", "--", "python3", "-c", ""];
     let mut command = Talking::start(&mut everybodys.command(&strict));
     for _ in 0..5 {
         assert_eq!(command.line(), "listening");
@@ -233,7 +233,7 @@ fn an_ordinary_users_server_has_its_port_and_restarts() {
     }
     assert_eq!(command.line(), "listening");
     assert!(command.finish().success());
-    // Its input has ended, and so has the server.
+    // What has ended listens no more.
     assert_eq!(run(&mut everybodys.command(&wait)).code, Some(125));
 
     // A process that makes itself unreadable, as ssh-agent does: what it binds cannot be seen, so all
