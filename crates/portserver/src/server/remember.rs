@@ -182,8 +182,12 @@ fn same_process(lease: &SavedLease) -> io::Result<Option<Process>> {
     let is_same = match (lease.inode, found.inode) {
         (Some(saved), Some(found)) => saved == found,
         // Without inodes on one of the two sides, the time of the start is all there is. It errs
-        // towards keeping a lease: a successor may have the same.
-        _ => lease.started.or_else(|| proc::start_time(pid.get())) == proc::start_time(pid.get()),
+        // towards keeping a lease: a successor may have the same, and it may not be known, for want
+        // of descriptors for example.
+        _ => match (lease.started, proc::start_time(pid.get())) {
+            (Some(saved), Some(found)) => saved == found,
+            _ => true,
+        },
     };
     let is_there = is_same && lease.identity().pid == found.pid && !process.watch.has_exited()?;
     Ok(is_there.then_some(process))

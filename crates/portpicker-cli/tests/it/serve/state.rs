@@ -65,7 +65,7 @@ fn a_server_that_cannot_take_over_all_leases_does_not_start() {
         let (what, why) = message.split_once("state file `").unwrap();
         assert_eq!(what, "portserver: cannot take over the leases in the ");
         assert!(
-            why.ends_with(".state`: Too many open files (os error 24)"),
+            why.ends_with(": Too many open files (os error 24)"),
             "{why}"
         );
 
