@@ -40,7 +40,8 @@ unit:
 fallbacks: $(FALLBACKS:%=fallback-%)
 
 fallback-%:
-	PORTPICKER_SKIPPED=$(SKIPPED) $(call fallback,$*,test) --workspace --exclude portpicker-model --exclude portpicker-python
+	PORTPICKER_SKIPPED=$(SKIPPED) $(call fallback,$*,test) -p portpicker -p portpicker-cli \
+	    -p portserver --lib --bins --tests --examples
 
 # That they run, not what they measure.
 benches:
