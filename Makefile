@@ -41,7 +41,7 @@ fallbacks: $(FALLBACKS:%=fallback-%)
 
 fallback-%:
 	PORTPICKER_SKIPPED=$(SKIPPED) $(call fallback,$*,test) -p portpicker -p portpicker-cli \
-	    -p portserver --lib --bins --tests --examples
+	    -p portserver
 
 # That they run, not what they measure.
 benches:
