@@ -203,15 +203,19 @@ fn a_disk_that_fills_up_is_said_once_and_does_not_end_the_service() {
     });
 }
 
+fn with_60_descriptors(place: &Place) -> Running {
+    let script = format!(
+        "ulimit -n 60; exec $portserver --address {} --pool 20000-20999",
+        place.name()
+    );
+    Running::start(&mut place.shell(&script))
+}
+
 #[test]
 fn it_serves_on_when_descriptors_run_out() {
     in_network_namespace(|| {
         let place = Place::new();
-        let script = format!(
-            "ulimit -n 60; exec $portserver --address {} --pool 20000-20999",
-            place.name()
-        );
-        let mut server = Running::start(&mut place.shell(&script));
+        let mut server = with_60_descriptors(&place);
         assert!(
             server
                 .log
@@ -243,11 +247,7 @@ fn it_serves_on_when_descriptors_run_out() {
 fn silent_clients_keep_nobody_out_when_descriptors_run_out() {
     in_network_namespace(|| {
         let place = Place::new();
-        let script = format!(
-            "ulimit -n 60; exec $portserver --address {} --pool 20000-20999",
-            place.name()
-        );
-        let mut server = Running::start(&mut place.shell(&script));
+        let mut server = with_60_descriptors(&place);
         let owner = Owner::start();
         let granted: Vec<_> = (0..100)
             .map_while(|_| ask(place.name(), owner.pid()))
