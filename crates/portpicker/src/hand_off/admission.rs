@@ -166,9 +166,7 @@ impl<'s> Visit<'s> {
     }
 
     fn by_staying(&self, call: &impl Fn() -> io::Result<()>) -> io::Result<()> {
-        if device(self.holder)? == 0 {
-            set_device(self.holder, HOLDER_DEVICE)?;
-        }
+        self.put_holder_away()?;
         call()
     }
 
@@ -191,9 +189,7 @@ impl<'s> Visit<'s> {
     }
 
     fn by_device(&self, devices: &[u32], call: &impl Fn() -> io::Result<()>) -> io::Result<()> {
-        if device(self.holder)? == 0 {
-            set_device(self.holder, HOLDER_DEVICE)?;
-        }
+        self.put_holder_away()?;
         let result = match (devices, device(self.visitor)?) {
             ([_, ..], 0) => self.on_one_of(devices, call),
             // It is on one by its own wish, and stays there.
@@ -224,6 +220,14 @@ impl<'s> Visit<'s> {
         result
     }
 
+    /// Puts the holder onto its interface, if it is not there yet.
+    fn put_holder_away(&self) -> io::Result<()> {
+        match device(self.holder)? {
+            0 => set_device(self.holder, HOLDER_DEVICE),
+            _ => Ok(()),
+        }
+    }
+
     fn leave_device(&self, socket: &Socket) -> io::Result<()> {
         if self.is_udp {
             Ok(rustix::net::connect_unspec(socket)?)
@@ -246,8 +250,8 @@ impl<'s> Visit<'s> {
 
     fn by_reuse_port(&self, call: &impl Fn() -> io::Result<()>) -> io::Result<()> {
         // Elsewhere, so that the holder does not become one of the group.
-        if (self.is_udp || self.means == Means::Staying) && device(self.holder)? == 0 {
-            set_device(self.holder, HOLDER_DEVICE)?;
+        if self.is_udp || self.means == Means::Staying {
+            self.put_holder_away()?;
         }
         thread::yield_now();
         if self.means != Means::Staying {
