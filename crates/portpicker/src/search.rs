@@ -10,6 +10,7 @@ use crate::lease::Lease;
 use crate::occupied::RecentlyOccupied;
 use crate::owned::State;
 use crate::probe::{Prober, Scope};
+use crate::sys::listener::Listeners;
 use crate::sys::socket_table::time_wait_ports;
 use crate::walk::{self, Random};
 
@@ -22,6 +23,10 @@ pub(crate) struct Request {
     /// Whether they will be held, and not only leased.
     pub(crate) hold: bool,
 }
+
+/// After how many occupied candidates it is worth asking who listens at one before it is tried: the
+/// first question costs as much as three locks and probes save.
+const CROWD: usize = 2;
 
 /// The ports to search.
 #[derive(Debug)]
@@ -128,6 +133,7 @@ pub(crate) fn search(
         random: &state.random,
         attempts,
         occupied,
+        listeners: None,
         time_wait: None,
         tally,
     };
@@ -167,6 +173,8 @@ struct Pass<'a> {
     attempts: Attempts,
     /// If it is about all addresses and both transports, as this search.
     occupied: Option<&'a RecentlyOccupied>,
+    /// Asked once there is a crowd.
+    listeners: Option<Listeners>,
     /// In the second pass.
     time_wait: Option<TimeWait>,
     tally: Tally,
@@ -204,17 +212,35 @@ impl Pass<'_> {
                 if let Some(occupied) = self.occupied {
                     occupied.insert(port);
                 }
+                if let Some(listeners) = &mut self.listeners {
+                    // What is in use here does not listen: asking costs more than it saves.
+                    listeners.give_up();
+                }
             }
             Attempt::Forbidden => self.tally.forbidden += 1,
         }
         Ok(false)
     }
 
-    /// Tells whether `port` was in use a moment ago, and should be tried when nothing else is left.
-    fn is_unlikely(&self, port: u16) -> bool {
-        self.occupied
-            .is_some_and(|occupied| occupied.contains(port))
-            && !self.space.preferred.contains(&port)
+    /// Tells whether `port` seems to be in use, and should be tried when nothing else is left.
+    fn is_unlikely(&mut self, port: u16) -> bool {
+        let Some(occupied) = self.occupied else {
+            return false;
+        };
+        if self.space.preferred.contains(&port) {
+            return false;
+        }
+        if occupied.contains(port) {
+            return true;
+        }
+        if self.tally.occupied < CROWD {
+            return false;
+        }
+        let is_listened_at = self.listeners.get_or_insert_with(Listeners::new).have(port);
+        if is_listened_at {
+            occupied.insert(port);
+        }
+        is_listened_at
     }
 
     /// Adds to `found` until it has enough or every candidate was tried.

@@ -7,6 +7,7 @@
 //! | -------------------- | -------------------------------------------------- | ------------------- |
 //! | `abstract_socket.rs` | a lock: a name in [unix(7)]'s abstract namespace   | Linux               |
 //! | `device.rs`          | a socket's interface: SO_BINDTOIFINDEX             | Linux 5.0 and later |
+//! | `listener.rs`      | who listens at a port: [sock_diag(7)]              | Linux 3.3 and later |
 //! | `notification.rs`    | [seccomp_unotify(2)]: asked before others' binds   | Linux 5.6 and later |
 //! | `lock_file.rs`       | a lock: [flock(2)] on a file for each port         | everywhere          |
 //! | `exclusive.rs`       | `SO_EXCLUSIVEADDRUSE` or `SO_REUSEPORT`            | Windows or Unix     |
@@ -22,6 +23,7 @@
 //!
 //! [seccomp_unotify(2)]: https://man7.org/linux/man-pages/man2/seccomp_unotify.2.html
 //! [unix(7)]: https://man7.org/linux/man-pages/man7/unix.7.html
+//! [sock_diag(7)]: https://man7.org/linux/man-pages/man7/sock_diag.7.html
 //! [flock(2)]: https://man7.org/linux/man-pages/man2/flock.2.html
 //! [proc(5)]: https://man7.org/linux/man-pages/man5/proc.5.html
 //! [pidfd_open(2)]: https://man7.org/linux/man-pages/man2/pidfd_open.2.html
@@ -40,6 +42,8 @@ pub(crate) mod device;
 pub(crate) mod exclusive;
 pub(crate) mod fork;
 pub(crate) mod kernel_ports;
+#[cfg(target_os = "linux")]
+pub(crate) mod listener;
 pub(crate) mod lock;
 mod lock_file;
 #[cfg(target_os = "linux")]

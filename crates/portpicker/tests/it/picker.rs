@@ -101,6 +101,64 @@ fn a_preferred_port_that_is_excluded_or_in_use_is_passed_over() {
     });
 }
 
+/// Who listens is seen without a lock and a probe: that may change the order, and nothing else.
+#[test]
+fn the_only_unused_port_is_found_in_a_crowd() {
+    in_network_namespace(|| {
+        let listening = |local| Binding::listening(local, Options::None);
+        let crowds = [
+            vec![listening(Local::DUAL)],
+            vec![listening(Local::LOOPBACK_V4)],
+            vec![listening(Local::LOOPBACK_V6)],
+            vec![Binding::tcp(Local::DUAL, Options::None)],
+            vec![
+                listening(Local::ALL_V4),
+                Binding::udp(Local::DUAL, Options::None),
+                listening(Local::LOOPBACK_V4),
+            ],
+        ];
+        // Others for each: what was found in use a moment ago is not asked about.
+        for (crowd, first) in crowds.iter().zip((20_000..).step_by(1000)) {
+            let unused = first + 70;
+            let range = format!("{first}-{}", first + 99);
+            let _strangers: Vec<Socket> = (first..first + 100)
+                .filter(|&port| port != unused)
+                .zip(crowd.iter().cycle())
+                .map(|(port, binding)| binding.bind(port).expect("the port is unused"))
+                .collect();
+            assert_eq!(among(&range).hold().unwrap().port(), unused, "{crowd:?}");
+            let lease = among(&range).lease().unwrap();
+            assert_eq!(lease.port(), unused, "{crowd:?}");
+            match among(&range).leases(2) {
+                Err(Error::Exhausted(tally)) => {
+                    assert_eq!((tally.leased, tally.occupied), (1, 99), "{crowd:?}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+}
+
+/// A lease counts as one, also where its owner listens already.
+#[test]
+fn a_server_of_our_own_is_leased_and_no_stranger() {
+    in_network_namespace(|| {
+        let _strangers = occupy(20_000..20_010);
+        let leases = among("20010-20019").leases(10).unwrap();
+        let _servers: Vec<Socket> = ports(&leases)
+            .into_iter()
+            .map(|port| {
+                let binding = Binding::listening(Local::DUAL, Options::None);
+                binding.bind(port).expect("it is leased to us")
+            })
+            .collect();
+        match among("20000-20019").lease() {
+            Err(Error::Exhausted(tally)) => assert_eq!((tally.leased, tally.occupied), (10, 10)),
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
 #[test]
 fn a_preferred_port_is_enough_where_nothing_else_is_allowed() {
     in_network_namespace(|| {
