@@ -12,7 +12,7 @@ use crate::arguments::parse_seconds;
 use crate::inherited::{parse_count, parse_names};
 use crate::keeper;
 use crate::run::names::{Name, NamedPorts};
-use crate::run::{beginning, passing, remain};
+use crate::run::{beginning, passing};
 
 /// Reads a command line, an argument on each line, and the first of them as LISTEN_FDS and
 /// LISTEN_FDNAMES.
@@ -28,10 +28,6 @@ pub fn inherited(bytes: &[u8]) {
             "keep",
             keeper::inherited(&arguments).map(|it| it.descriptors()),
         ),
-        (
-            "remain",
-            remain::inherited(&arguments).map(|it| it.descriptors()),
-        ),
         ("pass", passing::inherited(&arguments).map(|it| it.sockets)),
         (
             "begin",
@@ -42,7 +38,7 @@ pub fn inherited(bytes: &[u8]) {
         if let Some(descriptors) = descriptors {
             assert_eq!(arguments[1], command);
             let end = match command {
-                "keep" | "remain" => arguments.len(),
+                "keep" => arguments.len(),
                 _ => 3,
             };
             check(&arguments[2..end], descriptors);

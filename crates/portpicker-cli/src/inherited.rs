@@ -57,19 +57,41 @@ pub(crate) fn adopt(fds: &[RawFd], others: Others) -> Option<Vec<OwnedFd>> {
         _ = rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC);
     }
     if others == Others::Close {
-        let listed: Vec<RawFd> = fs::read_dir("/proc/self/fd")
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .collect();
-        // Asked once more: the listing had a descriptor too, which is closed by now.
-        for fd in listed {
-            if fd > 2 && !known.contains(&fd) && is_open(fd) {
-                drop(own(fd));
-            }
-        }
+        let others = open_above_2().into_iter().filter(|fd| !known.contains(fd));
+        others.for_each(|fd| drop(own(fd)));
     }
     Some(adopted)
+}
+
+/// What this process was started with, above 2, and is for what it starts itself.
+#[derive(Debug)]
+pub(crate) struct Inherited(Vec<RawFd>);
+
+impl Inherited {
+    /// Returns what is there. To be called before this process opens anything.
+    pub(crate) fn at_start() -> Self {
+        Self(open_above_2())
+    }
+
+    /// Closes all of it.
+    pub(crate) fn close(self) {
+        for fd in self.0 {
+            // SAFETY: it was open before this process had opened anything, and nobody has closed it
+            // since, so it cannot have become anybody's.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    }
+}
+
+fn open_above_2() -> Vec<RawFd> {
+    let listed: Vec<RawFd> = fs::read_dir("/proc/self/fd")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    // Asked once more: the listing had a descriptor too, which is closed by now.
+    let is_there = |fd: &RawFd| *fd > 2 && is_open(*fd);
+    listed.into_iter().filter(is_there).collect()
 }
 
 /// Takes what systemd has passed to this process, with the names that it has there.

@@ -40,9 +40,6 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Some(inherited) = keeper::inherited(&arguments) {
         return keeper::keep(inherited);
     }
-    if let Some(inherited) = run::remain::inherited(&arguments) {
-        return run::remain::remain(inherited);
-    }
     if let Some(passed) = run::passing::inherited(&arguments) {
         return run::passing::pass(&passed);
     }
@@ -64,7 +61,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             let beginning = beginning.expect("the subcommand is the first argument");
             return serve::serve(options, beginning).into();
         }
-        Some(Command::Run(options)) => return run::run(options),
+        Some(Command::Run(options)) => return run::run(&options),
         Some(Command::Wait(options)) => return run::wait(options),
         Some(Command::Pick(options)) => pick::pick(&pick::Request::from(options)),
         Some(Command::Status(options)) => status::status(options),

@@ -1,15 +1,19 @@
 //! `portpicker run`: a command with ports that are never free. And `portpicker wait`.
+//!
+//! Two processes run a command: see [`relay`].
 
 mod arguments;
 pub(crate) mod beginning;
 pub(crate) mod names;
 pub(crate) mod passing;
-pub(crate) mod remain;
+mod relay;
 mod signals;
 
+use std::env;
 use std::error;
 use std::ffi::OsString;
 use std::fmt;
+use std::fs::File;
 use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -27,10 +31,10 @@ use serde_json::json;
 use self::arguments::HandOff;
 pub(crate) use self::arguments::{Arguments, WaitArguments};
 use self::names::NamedPorts;
-use self::remain::Keep;
-use self::signals::{Event, Signals};
+use self::relay::{Report, Side};
+use self::signals::{Deputy, Event, Signals};
 use crate::exit::Exit;
-use crate::inherited;
+use crate::inherited::{self, Inherited};
 use crate::output;
 
 /// The exit codes of env(1), for what is not the command's own.
@@ -45,15 +49,76 @@ const LISTENING_INTERVAL: Duration = Duration::from_millis(5);
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Runs what `arguments` say, with its ports.
-pub(crate) fn run(arguments: Arguments) -> ExitCode {
-    match start(&arguments).and_then(|running| running.accompany(&arguments)) {
-        Ok(Outcome::Ended(status)) => exit_like(status),
-        Ok(Outcome::Listening) => ExitCode::SUCCESS,
-        Err(failure) => {
-            output::complain(&failure);
-            ExitCode::from(failure.exit())
+pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    let inherited = Inherited::at_start();
+    // Before the command is started: no signal may get lost.
+    let split = Signals::block().and_then(|signals| Ok((relay::split()?, signals)));
+    let status = match split {
+        Ok((Side::Relay(relay), signals)) => relay
+            .wait(&signals)
+            .unwrap_or_else(|failure| complain(&failure)),
+        Ok((Side::Keeper(report), signals)) => {
+            keep(arguments, signals, report, inherited);
+            return ExitCode::SUCCESS;
+        }
+        Err(err) => complain(&Failure::Processes(err)),
+    };
+    relay::exit_like(status)
+}
+
+/// Runs the command, reports how it has ended, and keeps its ports for what it has left behind.
+fn keep(arguments: &Arguments, signals: Signals, report: Report, inherited: Inherited) {
+    let mut running = match start(arguments, signals) {
+        Ok(running) => running,
+        Err(failure) => return report.send(complain(&failure)),
+    };
+    let status = match running.accompany(arguments) {
+        Ok(status) => status,
+        Err(failure) => complain(&failure),
+    };
+    let Running {
+        signals, keeping, ..
+    } = running;
+    if keeping.has_ended() {
+        // First of all: the caller is to find the ports free.
+        drop(keeping);
+        return report.send(status);
+    }
+    match to_background(signals, inherited) {
+        Ok(()) => {
+            report.send(status);
+            keeping.remain();
+        }
+        Err(err) => {
+            drop(keeping);
+            report.send(complain(&Failure::Remain(err)));
         }
     }
+}
+
+/// Leaves the caller: its streams, its other descriptors, its folder, and its terminal.
+///
+/// Otherwise a pipe that somebody reads to its end would stay open as long as a daemon runs, and a
+/// folder could not be unmounted.
+fn to_background(signals: Signals, inherited: Inherited) -> io::Result<()> {
+    let dev_null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&dev_null)?;
+    rustix::stdio::dup2_stdout(&dev_null)?;
+    rustix::stdio::dup2_stderr(&dev_null)?;
+    inherited.close();
+    env::set_current_dir("/")?;
+    rustix::process::setsid()?;
+    signals.release()
+}
+
+fn complain(failure: &Failure) -> ExitStatus {
+    output::complain(failure);
+    exited(failure.exit())
+}
+
+fn exited(code: u8) -> ExitStatus {
+    // As wait(2) says it.
+    ExitStatus::from_raw(i32::from(code) << 8)
 }
 
 /// Waits as `arguments` say.
@@ -108,7 +173,7 @@ enum Keeping {
     Descriptors {
         /// What holds the ports. Closed before the leases end.
         holders: Vec<OwnedFd>,
-        leases: Vec<Lease>,
+        _leases: Vec<Lease>,
         /// Hangs up when the last process that has inherited the other end has ended.
         pipe: PipeReader,
         /// Whether the supervisor that we are below carries out binds beside `holders`.
@@ -116,16 +181,8 @@ enum Keeping {
     },
 }
 
-/// How it went.
-#[derive(Debug)]
-enum Outcome {
-    Ended(ExitStatus),
-    /// It was to be left alone once it listens.
-    Listening,
-}
-
 /// Leases the ports, and starts the command with them.
-fn start(arguments: &Arguments) -> Result<Running, Failure> {
+fn start(arguments: &Arguments, signals: Signals) -> Result<Running, Failure> {
     if let Some((one, other)) = NamedPorts::clash(&arguments.names) {
         return Err(Failure::Names {
             one: one.to_owned(),
@@ -136,8 +193,9 @@ fn start(arguments: &Arguments) -> Result<Running, Failure> {
     let ports: Vec<u16> = picked.iter().map(Picked::port).collect();
     let ports = NamedPorts::new(&arguments.names, &ports);
     let mut command = command(arguments, &ports);
-    // Before the command is started: no signal may get lost.
-    let signals = Signals::block().map_err(Failure::Signals)?;
+    // Orphans become our children: see `relay`.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(|err| Failure::Processes(err.into()))?;
     let means = hand_off(arguments)?;
     let is_step_down_told = means
         == Means::Supervision {
@@ -175,7 +233,7 @@ fn start(arguments: &Arguments) -> Result<Running, Failure> {
             let child = spawn(&mut command, &signals, arguments)?;
             let keeping = Keeping::Descriptors {
                 holders,
-                leases,
+                _leases: leases,
                 pipe,
                 are_entrusted: means == Means::OuterSupervision,
             };
@@ -363,44 +421,28 @@ fn spawn(
 }
 
 impl Running {
-    /// Goes with the command until it has ended, or until it may be left alone.
-    fn accompany(mut self, arguments: &Arguments) -> Result<Outcome, Failure> {
+    /// Goes with the command until it has ended, or until it may be left alone. Returns how the caller
+    /// is to see it end.
+    fn accompany(&mut self, arguments: &Arguments) -> Result<ExitStatus, Failure> {
         let pid = Pid::new(self.child.id()).expect("a child has a pid");
         let deadline = arguments
             .wait_listening
             .map(|limit| Instant::now().checked_add(limit));
-        let mut is_to_stop = false;
+        let mut deputy = Deputy::of(pid);
         loop {
             self.wait_for_event(deadline.is_some())?;
             while let Some(event) = self.signals.next().map_err(Failure::Signals)? {
-                match event {
-                    Event::Child => {
-                        if let Some(status) = self.child.try_wait().map_err(Failure::Wait)? {
-                            return self.finish(status, deadline.is_some());
-                        }
-                    }
-                    Event::PassOn(signal) => {
-                        signals::send(pid, signal);
-                        match signal {
-                            Signal::SIGTSTP => is_to_stop = true,
-                            Signal::SIGCONT => is_to_stop = false,
-                            _ => {}
-                        }
-                    }
-                    Event::Typed(signal) => {
-                        if signals::has_left_group(pid) {
-                            signals::send(pid, signal);
-                        }
-                    }
-                    Event::Stop => is_to_stop = true,
-                    Event::Nothing => {}
+                deputy.pass_on(&event);
+                if event != Event::Child {
+                    continue;
+                }
+                match (self.child.try_wait().map_err(Failure::Wait)?, deadline) {
+                    (None, _) => signals::bury_all_but(pid),
+                    (Some(status), None) => return Ok(status),
+                    (Some(status), Some(_)) => return Err(Failure::Ended { status }),
                 }
             }
-            // Only when it has stopped: it may as well ignore it.
-            if is_to_stop && signals::has_stopped(pid) {
-                signals::stop();
-                is_to_stop = false;
-            }
+            deputy.stop_if_it_has();
             let Some(end) = deadline else { continue };
             let result = match self.silent_port() {
                 Ok(Some(_)) if end.is_none_or(|end| Instant::now() < end) => continue,
@@ -411,8 +453,7 @@ impl Running {
             if result.is_err() {
                 self.end(pid)?;
             }
-            self.leave_behind()?;
-            return result.map(|()| Outcome::Listening);
+            return result.map(|()| exited(0));
         }
     }
 
@@ -486,45 +527,6 @@ impl Running {
         Ok(())
     }
 
-    /// Ends as the command has, and leaves the ports to what it has left behind.
-    fn finish(self, status: ExitStatus, was_awaited: bool) -> Result<Outcome, Failure> {
-        self.leave_behind()?;
-        if was_awaited {
-            return Err(Failure::Ended { status });
-        }
-        Ok(Outcome::Ended(status))
-    }
-
-    /// Has the ports kept for the processes that remain, if any do.
-    fn leave_behind(self) -> Result<(), Failure> {
-        let locks = self.keeping.locks();
-        let keep = match &self.keeping {
-            Keeping::Supervisor(supervisor) => {
-                if supervisor.has_ended() {
-                    return Ok(());
-                }
-                Keep::Supervise(supervisor.descriptors())
-            }
-            Keeping::Descriptors {
-                holders,
-                pipe,
-                are_entrusted,
-                ..
-            } => {
-                if remain::has_hung_up(pipe) {
-                    return Ok(());
-                }
-                Keep::Wait {
-                    pipe: pipe.as_fd(),
-                    holders: holders.iter().map(AsFd::as_fd).collect(),
-                    are_entrusted: *are_entrusted,
-                }
-            }
-        };
-        let ports: Vec<u16> = self.ports.ports().collect();
-        remain::start(&ports, &locks, &keep).map_err(Failure::Remain)
-    }
-
     /// Prints the ports of a command that is left alone.
     fn report(&self, arguments: &Arguments) -> Result<(), Failure> {
         let text = if arguments.json {
@@ -542,18 +544,33 @@ impl Running {
 }
 
 impl Keeping {
-    fn locks(&self) -> Vec<BorrowedFd<'_>> {
-        let leases = match self {
-            Self::Supervisor(supervisor) => supervisor.leases(),
-            Self::Descriptors { leases, .. } => leases,
-        };
-        leases.iter().filter_map(Lease::descriptor).collect()
+    /// Tells whether none of the command's processes is left.
+    fn has_ended(&self) -> bool {
+        match self {
+            Self::Supervisor(supervisor) => supervisor.has_ended(),
+            Self::Descriptors { pipe, .. } => {
+                let mut fds = [PollFd::new(pipe, PollFlags::empty())];
+                poll(&mut fds, Some(&Timespec::default())) == Ok(1)
+            }
+        }
+    }
+
+    /// Keeps the ports until the last of the command's processes has ended.
+    fn remain(self) {
+        match self {
+            // Nobody reads what is wrong.
+            Self::Supervisor(supervisor) => _ = supervisor.run(|_| {}),
+            Self::Descriptors { pipe, .. } => {
+                let mut fds = [PollFd::new(&pipe, PollFlags::empty())];
+                while poll(&mut fds, None) == Err(Errno::INTR) {}
+            }
+        }
     }
 
     /// Returns the sockets that hold the ports, and are not the command's.
     fn holders(&self) -> Vec<BorrowedFd<'_>> {
         match self {
-            Self::Supervisor(supervisor) => supervisor.descriptors().holders,
+            Self::Supervisor(supervisor) => supervisor.holders(),
             Self::Descriptors {
                 holders,
                 are_entrusted: true,
@@ -562,16 +579,6 @@ impl Keeping {
             Self::Descriptors { .. } => Vec::new(),
         }
     }
-}
-
-/// Ends this process as the command has ended.
-fn exit_like(status: ExitStatus) -> ExitCode {
-    if let Some(signal) = status.signal() {
-        signals::die_of(signal);
-        // As a shell says it.
-        return ExitCode::from(128 + signal as u8);
-    }
-    ExitCode::from(status.code().unwrap_or(FAILED.into()) as u8)
 }
 
 /// Why a command was not run as it should be.
@@ -583,6 +590,7 @@ enum Failure {
         other: String,
     },
     NotStrict(StepDown),
+    Processes(io::Error),
     Supervisor(io::Error),
     Signals(io::Error),
     Pipe(io::Error),
@@ -592,6 +600,7 @@ enum Failure {
         source: io::Error,
     },
     Wait(io::Error),
+    Killed,
     Tables(io::Error),
     Silent {
         port: u16,
@@ -625,12 +634,16 @@ impl fmt::Display for Failure {
                 "the names `{one}` and `{other}` would be the same variable in the environment"
             ),
             Self::NotStrict(reason) => write!(f, "{reason}, and --hand-off strict was asked for"),
+            Self::Processes(_) => f.write_str("cannot start a process that keeps the ports"),
             Self::Supervisor(_) => f.write_str("cannot supervise the command"),
             Self::Signals(_) => f.write_str("cannot receive signals"),
             Self::Pipe(_) => f.write_str("cannot pass descriptors to the command"),
             Self::Listen(_) => f.write_str("cannot listen on the port"),
             Self::Command { program, .. } => write!(f, "cannot run `{}`", program.display()),
             Self::Wait(_) => f.write_str("cannot wait for the command"),
+            Self::Killed => f.write_str(
+                "the process that keeps the ports was killed; the command may go on without them",
+            ),
             Self::Tables(_) => f.write_str("cannot see who listens"),
             Self::Silent { port } => write!(f, "nothing listens on port {port}"),
             Self::Ended { status } => {
@@ -650,7 +663,8 @@ impl error::Error for Failure {
             // Their texts stand in ours.
             Self::Pick(err) => err.source(),
             Self::NotStrict(reason) => reason.source(),
-            Self::Supervisor(err)
+            Self::Processes(err)
+            | Self::Supervisor(err)
             | Self::Signals(err)
             | Self::Pipe(err)
             | Self::Listen(err)
@@ -659,7 +673,7 @@ impl error::Error for Failure {
             | Self::Tables(err)
             | Self::Remain(err)
             | Self::Output(err) => Some(err),
-            Self::Names { .. } | Self::Silent { .. } | Self::Ended { .. } => None,
+            Self::Names { .. } | Self::Killed | Self::Silent { .. } | Self::Ended { .. } => None,
         }
     }
 }

@@ -17,8 +17,9 @@ use std::process::Command;
 
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use portpicker::process::Pid;
-use rustix::process::{WaitId, WaitIdOptions, getpgid, getpgrp, getpid, getsid, waitid};
+use rustix::process::{getpgid, getpgrp, getpid, getsid};
 
 /// Signals that people send to a job, and that mean its command.
 const PASSED_ON: [Signal; 10] = [
@@ -90,6 +91,13 @@ impl Signals {
         unsafe { command.pre_exec(restore) };
     }
 
+    /// Leaves signals to do what they do, but that children vanish when they end.
+    pub(crate) fn release(self) -> io::Result<()> {
+        // SAFETY: no handler.
+        unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
+        Ok(SigSet::empty().thread_set_mask()?)
+    }
+
     /// Returns the next event that is there already.
     pub(crate) fn next(&self) -> io::Result<Option<Event>> {
         let Some(info) = self.events.read_signal()? else {
@@ -122,6 +130,54 @@ impl AsFd for Signals {
     }
 }
 
+/// This process in the place of another, a child of it: what it is sent is for that one, and it stops
+/// when that one does.
+#[derive(Debug)]
+pub(crate) struct Deputy {
+    of: Pid,
+    /// Whether this process was told to stop, and its child as well.
+    is_to_stop: bool,
+}
+
+impl Deputy {
+    pub(crate) fn of(child: Pid) -> Self {
+        Self {
+            of: child,
+            is_to_stop: false,
+        }
+    }
+
+    /// Passes on what `event` says, if the child is to be told.
+    pub(crate) fn pass_on(&mut self, event: &Event) {
+        match *event {
+            Event::PassOn(signal) => {
+                send(self.of, signal);
+                match signal {
+                    Signal::SIGTSTP => self.is_to_stop = true,
+                    Signal::SIGCONT => self.is_to_stop = false,
+                    _ => {}
+                }
+            }
+            Event::Typed(signal) => {
+                if has_left_group(self.of) {
+                    send(self.of, signal);
+                }
+            }
+            Event::Stop => self.is_to_stop = true,
+            Event::Child | Event::Nothing => {}
+        }
+    }
+
+    /// Stops this process until somebody continues it, if it is to, and its child has stopped: that
+    /// may as well ignore what it was told.
+    pub(crate) fn stop_if_it_has(&mut self) {
+        if self.is_to_stop && has_stopped(self.of) {
+            _ = nix::sys::signal::raise(Signal::SIGSTOP);
+            self.is_to_stop = false;
+        }
+    }
+}
+
 /// Sends `signal` to the process `pid`, if it is still there.
 pub(crate) fn send(pid: Pid, signal: Signal) {
     _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.get() as i32), signal);
@@ -129,23 +185,29 @@ pub(crate) fn send(pid: Pid, signal: Signal) {
 
 /// Tells whether the process `pid` has left our process group, and with it the terminal's foreground:
 /// by setsid(2), for example.
-pub(crate) fn has_left_group(pid: Pid) -> bool {
+fn has_left_group(pid: Pid) -> bool {
     let pid = rustix::process::Pid::from_raw(pid.get() as i32);
     getpgid(pid).is_ok_and(|group| group != getpgrp())
 }
 
 /// Tells whether the process `pid`, a child of ours, has stopped.
-pub(crate) fn has_stopped(pid: Pid) -> bool {
-    let Some(pid) = rustix::process::Pid::from_raw(pid.get() as i32) else {
-        return false;
-    };
-    let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    matches!(waitid(WaitId::Pid(pid), options), Ok(Some(_)))
+fn has_stopped(pid: Pid) -> bool {
+    let pid = nix::unistd::Pid::from_raw(pid.get() as i32);
+    let stopped = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    matches!(waitid(Id::Pid(pid), stopped), Ok(WaitStatus::Stopped(..)))
 }
 
-/// Stops this process, until somebody continues it.
-pub(crate) fn stop() {
-    _ = nix::sys::signal::raise(Signal::SIGSTOP);
+/// Buries those of our children that have ended, but for `child`, whose status is wanted.
+pub(crate) fn bury_all_but(child: Pid) {
+    let child = nix::unistd::Pid::from_raw(child.get() as i32);
+    let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+    while let Ok(status) = waitid(Id::All, ended | WaitPidFlag::WNOWAIT)
+        && let Some(pid) = status.pid()
+        // It has ended since it was looked at: the next signal is about it.
+        && pid != child
+    {
+        _ = waitid(Id::Pid(pid), ended);
+    }
 }
 
 /// Ends this process by `signal`, as another was ended, so that whoever waits for us sees the same.

@@ -31,4 +31,4 @@ pub use command::{HandOff, HandedOff};
 pub use guest::{can_entrust, entrust, withdraw};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use supervisor::parse_address;
-pub use supervisor::{Answered, Descriptors, Preparation, StepDown, Supervisor};
+pub use supervisor::{Answered, Preparation, StepDown, Supervisor};

@@ -105,7 +105,7 @@ pub struct Supervisor {
     // In this order: the sockets close before the locks are released, so that whoever leases a port
     // next finds it unused.
     holders: Vec<Holder>,
-    leases: Vec<Lease>,
+    _leases: Vec<Lease>,
     guests: Vec<Guest>,
     is_strict: bool,
     /// Sockets that were bound for callers who were gone, or interrupted, when they were to be told.
@@ -211,7 +211,7 @@ impl Supervisor {
             events,
             listener,
             holders,
-            leases,
+            _leases: leases,
             guests: Vec::new(),
             is_strict: false,
             untold: HashSet::new(),
@@ -225,53 +225,14 @@ impl Supervisor {
         self
     }
 
-    /// Takes over from a supervisor in another process, which has passed its
-    /// [`descriptors`](Self::descriptors) on.
-    ///
-    /// The leases are the caller's business.
-    ///
-    /// # Errors
-    ///
-    /// [`io::ErrorKind::InvalidInput`] if a holder is not a socket bound to a port.
-    pub fn adopt(descriptors: Descriptors<OwnedFd>) -> io::Result<Self> {
-        let bad = || io::Error::from(io::ErrorKind::InvalidInput);
-        let holder = |fd: OwnedFd| Holder::new(fd.into()).ok_or_else(bad);
-        let holders = descriptors
-            .holders
-            .into_iter()
-            .map(holder)
-            .collect::<io::Result<_>>()?;
-        let listener = Listener::from_descriptor(descriptors.listener);
-        let mut supervisor = Self::new(listener, holders, Vec::new())?;
-        supervisor.is_strict = descriptors.is_strict;
-        for (host, socket) in descriptors.guests {
-            supervisor.welcome(host, holder(socket)?)?;
-        }
-        Ok(supervisor)
-    }
-
-    /// Returns what another process needs to take over from this one.
-    pub fn descriptors(&self) -> Descriptors<BorrowedFd<'_>> {
-        Descriptors {
-            listener: self.listener.as_fd(),
-            holders: self.holders.iter().map(|it| it.socket.as_fd()).collect(),
-            guests: self
-                .guests
-                .iter()
-                .map(|guest| (guest.host.as_fd(), guest.holder.socket.as_fd()))
-                .collect(),
-            is_strict: self.is_strict,
-        }
+    /// Returns the sockets that hold the ports.
+    pub fn holders(&self) -> Vec<BorrowedFd<'_>> {
+        self.holders.iter().map(|it| it.socket.as_fd()).collect()
     }
 
     /// Tells whether none of the command's processes is left.
     pub fn has_ended(&self) -> bool {
         self.listener.has_hung_up()
-    }
-
-    /// Returns the leases of the ports.
-    pub fn leases(&self) -> &[Lease] {
-        &self.leases
     }
 
     /// Answers calls until none of the command's processes is left.
@@ -531,19 +492,6 @@ impl AsFd for Supervisor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.events.as_fd()
     }
-}
-
-/// What a process needs to take over from a [`Supervisor`].
-#[derive(Debug)]
-pub struct Descriptors<Fd> {
-    /// Where the command's calls are asked about.
-    pub listener: Fd,
-    /// The sockets that hold the ports.
-    pub holders: Vec<Fd>,
-    /// The holds that others have entrusted to it: for each a pidfd of theirs, and a socket.
-    pub guests: Vec<(Fd, Fd)>,
-    /// Whether it lets go of no port: see [`Supervisor::strict`].
-    pub is_strict: bool,
 }
 
 /// What events are about.

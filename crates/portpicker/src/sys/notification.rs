@@ -272,11 +272,6 @@ pub(crate) enum Verdict {
 const MAX_ADDRESS: usize = size_of::<libc::sockaddr_storage>() + 1;
 
 impl Listener {
-    /// Takes over a listener that another process has left.
-    pub(crate) fn from_descriptor(fd: OwnedFd) -> Self {
-        Self(fd)
-    }
-
     /// Returns the next call, waiting for one. `None` if it is gone already: its caller was killed.
     pub(crate) fn next(&self) -> io::Result<Option<Call>> {
         let mut room = Room::<libc::seccomp_notif>::new();
@@ -313,7 +308,7 @@ impl Listener {
     /// Has callers and us run on the same processor by turns, if the kernel can.
     ///
     /// Each waits for the other, and to wake up another processor would take ten times as long as
-    /// the rest of it. Those who take over the listener find it so.
+    /// the rest of it.
     fn hasten(&self) {
         // SAFETY: the argument is a number, and not the address of anything.
         _ = unsafe { libc::ioctl(self.0.as_raw_fd(), SET_FLAGS, SYNC_WAKE_UP) };

@@ -11,7 +11,7 @@ use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use super::is_bindable;
-use crate::support::{LONG, is_leased, portpicker, run, shell, wait_until_unused, watch};
+use crate::support::{LONG, Talking, is_leased, portpicker, run, shell, wait_until_unused, watch};
 
 /// A server that goes on until SIGTERM. Each SIGUSR1 has it restart, and the named pipe that is its
 /// argument is told when it has.
@@ -109,21 +109,11 @@ fn named_pipe(folder: &Path) -> std::path::PathBuf {
     path
 }
 
-/// Returns the process that has remained for `port`.
-fn remaining(port: u16) -> Pid {
-    let text = format!("portpicker\0remain\0--ports={port}\0");
-    let find = || {
-        let processes = fs::read_dir("/proc").unwrap();
-        let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        pids.filter_map(Pid::new).find(|pid| {
-            fs::read(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|line| String::from_utf8_lossy(&line).starts_with(&text))
-        })
-    };
-    // A listing of a busy /proc may miss one.
-    (0..20)
-        .find_map(|_| find())
-        .expect("somebody keeps the port")
+/// Returns the process that has remained for the ports of `command`: its parent.
+fn remaining(command: Pid) -> Pid {
+    let status = fs::read_to_string(format!("/proc/{command}/status")).unwrap();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    Pid::new(parent.unwrap().trim().parse().unwrap()).expect("it has one that we see")
 }
 
 #[test]
@@ -156,7 +146,7 @@ fn a_server_that_was_left_may_restart() {
 fn the_process_that_remains_ends_with_the_command() {
     let folder = tempfile::tempdir().unwrap();
     let left = leave(&[], &named_pipe(folder.path()));
-    let watch = watch(remaining(left.port));
+    let watch = watch(remaining(left.pid));
     left.end();
     assert!(watch.wait(Some(LONG)).unwrap());
 }
@@ -166,7 +156,7 @@ fn the_process_that_remains_ends_with_the_command() {
 fn the_process_that_remains_can_be_ended() {
     let folder = tempfile::tempdir().unwrap();
     let left = leave(&[], &named_pipe(folder.path()));
-    let remaining = remaining(left.port);
+    let remaining = remaining(left.pid);
     let watch = watch(remaining);
     let pid = rustix::process::Pid::from_raw(remaining.get() as i32).unwrap();
     kill_process(pid, Signal::TERM).unwrap();
@@ -178,10 +168,13 @@ fn the_process_that_remains_can_be_ended() {
 
 #[test]
 fn ports_are_printed_on_a_line_each_and_a_shell_gets_them() {
-    let script = "ports=$(portpicker run -n 2 --wait-listening 60 -- python3 -c \"$1\" 2>/dev/null)
+    // The shell reads until nobody has its pipe any more, by whatever number.
+    let script =
+        "ports=$(portpicker run -n 2 --wait-listening 60 -- python3 -c \"$1\" 2>/dev/null 7>&1)
          echo \"$ports\"";
     let server = "
 import os, socket
+os.close(7)
 sockets = [socket.create_server(('', int(os.environ[name]))) for name in ('PORT_1', 'PORT_2')]
 print('this is not for the shell')
 os.kill(os.getppid(), 0)
@@ -368,6 +361,90 @@ fn numbers_that_nobody_has_read_have_no_server() {
         "{complaint}"
     );
     assert_has_ended(&file);
+}
+
+/// It would be nobody's zombie: init(1) is not told of it.
+#[test]
+fn an_orphan_is_buried() {
+    let command = "
+import os, time
+told, tell = os.pipe()
+child = os.fork()
+if not child:
+    if not os.fork():
+        os.read(told, 1)
+        print(os.getppid(), os.getpid(), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+# Its parent has gone.
+print(os.getppid(), flush=True)
+os.write(tell, b'!')
+orphan = int(input())
+end = time.monotonic() + 30
+while time.monotonic() < end:
+    try:
+        os.kill(orphan, 0)
+    except ProcessLookupError:
+        break
+else:
+    print('it is still there', flush=True)
+";
+    for mode in ["strict", "lease"] {
+        let arguments = ["run", "--hand-off", mode, "--", "python3", "-c", command];
+        let mut command = Talking::start(&mut portpicker(&arguments));
+        let ours = command.line();
+        let line = command.line();
+        let (parent, orphan) = line.split_once(' ').expect("two numbers");
+        assert_eq!(parent, ours, "{mode}");
+        command.say(orphan);
+        assert_eq!(command.line(), "", "{mode}");
+        assert_eq!(command.finish().code(), Some(0), "{mode}");
+    }
+}
+
+/// Whom the caller sees is not who keeps the ports.
+#[test]
+fn a_server_keeps_its_port_when_the_caller_has_killed_us() {
+    let script = "echo $PORT; exec python3 -c \"$1\"";
+    let arguments = ["run", "--", "sh", "-c", script, "sh", super::SERVER];
+    let mut command = Talking::start(&mut portpicker(&arguments));
+    let port = command.line().parse().unwrap();
+    assert_eq!(command.line(), "listening");
+    let seen = watch(Pid::new(command.child.id()).unwrap());
+    command.child.kill().unwrap();
+    assert!(seen.wait(Some(LONG)).unwrap());
+    for _ in 0..3 {
+        command.say("");
+        assert_eq!(command.line(), "listening");
+        assert!(!is_bindable(port) && is_leased(port));
+    }
+    assert_eq!(command.finish().code(), None);
+    wait_until_unused(port);
+}
+
+#[test]
+fn the_caller_is_told_that_nobody_keeps_the_ports() {
+    let command = "
+import os, signal, sys
+os.kill(os.getppid(), signal.SIGKILL)
+# Whoever is read by the test, it is not this process.
+os.closerange(0, 3)
+signal.pause()
+";
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pid");
+    let script = "echo $$ > \"$1\"; exec python3 -c \"$2\"";
+    let mut arguments = vec!["run", "--", "sh", "-c", script, "sh"];
+    arguments.extend([file.to_str().unwrap(), command]);
+    let ended = run(&mut portpicker(&arguments));
+    assert_eq!(ended.code, Some(125), "{ended:?}");
+    assert!(
+        ended.stderr.contains("keeps the ports was killed"),
+        "{ended:?}"
+    );
+    let pid = fs::read_to_string(file).unwrap().trim().parse().unwrap();
+    let left = watch(Pid::new(pid).unwrap());
+    rustix::process::pidfd_send_signal(left.pidfd().unwrap(), Signal::KILL).unwrap();
 }
 
 /// A daemon: its own session, its parent gone, no descriptors of its parent's.
