@@ -196,7 +196,7 @@ fn start(arguments: &Arguments, signals: Signals) -> Result<Running, Failure> {
     // Orphans become our children: see `relay`.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|err| Failure::Processes(err.into()))?;
-    let means = hand_off(arguments)?;
+    let means = hand_off(arguments, &picked)?;
     let is_step_down_told = means
         == Means::Supervision {
             is_step_down_told: true,
@@ -215,13 +215,8 @@ fn start(arguments: &Arguments, signals: Signals) -> Result<Running, Failure> {
         }
         means => {
             let (holders, leases) = let_in(picked, &means)?;
-            match means {
-                Means::Listen => {
-                    command =
-                        passing::command(&command, &holders, &ports).map_err(Failure::Pipe)?;
-                }
-                Means::OuterSupervision => entrust(&holders).map_err(Failure::Supervisor)?,
-                _ => {}
+            if means == Means::Listen {
+                command = passing::command(&command, &holders, &ports).map_err(Failure::Pipe)?;
             }
             let (pipe, inherited) = io::pipe().map_err(Failure::Pipe)?;
             // Not among the numbers that LISTEN_FDS gives to the sockets.
@@ -265,6 +260,14 @@ impl Picked {
         match self {
             Self::Hold(hold) => hold.port(),
             Self::Lease(lease) => lease.port(),
+        }
+    }
+
+    /// Returns the sockets that hold the port.
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Self::Hold(hold) => hold.descriptors().collect(),
+            Self::Lease(_) => Vec::new(),
         }
     }
 
@@ -315,7 +318,7 @@ enum Means {
 }
 
 /// Finds the strongest means that the arguments allow and the system permits.
-fn hand_off(arguments: &Arguments) -> Result<Means, Failure> {
+fn hand_off(arguments: &Arguments, picked: &[Picked]) -> Result<Means, Failure> {
     let is_strict = match arguments.hand_off {
         _ if arguments.listen => return Ok(Means::Listen),
         HandOff::Door => return Ok(Means::Door),
@@ -323,11 +326,20 @@ fn hand_off(arguments: &Arguments) -> Result<Means, Failure> {
         HandOff::Strict => true,
         HandOff::Auto => false,
     };
-    match Preparation::is_possible() {
+    let possible = match Preparation::is_possible() {
+        Err(StepDown::NoNotification(_)) if can_entrust() => {
+            let sockets: Vec<_> = picked.iter().flat_map(Picked::descriptors).collect();
+            match entrust(&sockets) {
+                Ok(()) => return Ok(Means::OuterSupervision),
+                Err(err) => Err(StepDown::NoNotification(err)),
+            }
+        }
+        possible => possible,
+    };
+    match possible {
         Ok(()) => Ok(Means::Supervision {
             is_step_down_told: false,
         }),
-        Err(StepDown::NoNotification(_)) if can_entrust() => Ok(Means::OuterSupervision),
         Err(reason) if is_strict => Err(Failure::NotStrict(reason)),
         Err(reason @ StepDown::NoCopies(_)) => {
             output::warn(&reason, LETTING_GO);
@@ -347,8 +359,7 @@ fn hand_off(arguments: &Arguments) -> Result<Means, Failure> {
 }
 
 const LETTING_GO: &str = "a port is let go when the command binds it, and only leased from then on";
-const REFUSING: &str = "a port is in use when the command binds it, since --hand-off strict lets go \
-                        of none";
+const REFUSING: &str = "a port is in use when the command binds it, and not let go of";
 
 /// Prepares the ports for a command that binds by itself, or is given sockets.
 fn let_in(picked: Vec<Picked>, means: &Means) -> Result<(Vec<OwnedFd>, Vec<Lease>), Failure> {

@@ -155,7 +155,7 @@ pub enum Answered {
     /// let go of is only leased from now on.
     SteppedDown(StepDown),
     /// A bind could not be carried out, and was left to meet the hold, since the supervisor is
-    /// [strict](Supervisor::strict).
+    /// [strict](Supervisor::strict), or the hold was [entrusted](super::entrust) to it.
     Refused(StepDown),
     /// None of the command's processes is left.
     Ended,
@@ -168,7 +168,8 @@ pub enum StepDown {
     /// We cannot be asked about the command's calls.
     ///
     /// `EBUSY`: somebody else is: a container's runtime, or another hand-off that this process is
-    /// below. `ENOSYS`, `EINVAL`: the kernel is older than 5.0, or runs on another architecture.
+    /// below. `ENOBUFS`: that one has no room for the ports (see [`entrust`](super::entrust)). `ENOSYS`,
+    /// `EINVAL`: the kernel is older than 5.0, or runs on another architecture.
     /// `EPERM`, `EACCES`: a sandbox forbids it.
     NoNotification(io::Error),
     /// We cannot get at the command's sockets.
@@ -183,6 +184,9 @@ impl fmt::Display for StepDown {
         f.write_str(match self {
             Self::NoNotification(err) if err.raw_os_error() == Some(libc::EBUSY) => {
                 "somebody else supervises the calls of this process already"
+            }
+            Self::NoNotification(err) if err.raw_os_error() == Some(libc::ENOBUFS) => {
+                "the supervisor above has no room for the ports"
             }
             Self::NoNotification(_) => "cannot supervise the command's calls",
             Self::NoCopies(_) => "cannot get at the command's sockets",
@@ -481,10 +485,15 @@ impl Supervisor {
         let before = self.holders.len();
         self.holders
             .retain(|holder| port.is_some_and(|port| holder.port != port));
-        if self.holders.len() == before {
-            return Visit::Other;
+        // What a guest holds is the guest's to let go of.
+        let has_guest = |guest: &Guest| port.is_none_or(|port| guest.holder.port == port);
+        if self.holders.len() < before {
+            Visit::LetGo(reason)
+        } else if self.guests.iter().any(has_guest) {
+            Visit::Refused(reason)
+        } else {
+            Visit::Other
         }
-        Visit::LetGo(reason)
     }
 }
 

@@ -22,6 +22,7 @@
     reason = "system calls that no crate in the tree wraps; see the module's documentation"
 )]
 
+use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -36,6 +37,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::thread::{CapabilitySet, capabilities};
 
 /// What `seccomp_data.arch` is for programs of this architecture: `AUDIT_ARCH_*` in linux/audit.h.
 const ARCHITECTURE: Option<u32> = if cfg!(target_arch = "x86_64") {
@@ -457,7 +459,7 @@ fn open_pidfd(pid: u32, flags: PidfdFlags) -> Result<OwnedFd, Errno> {
 
 /// Returns the process that a thread belongs to.
 fn process_of(thread: u32) -> Result<u32, Errno> {
-    let status = std::fs::read_to_string(format!("/proc/{thread}/status"))
+    let status = fs::read_to_string(format!("/proc/{thread}/status"))
         .map_err(|err| Errno::from_io_error(&err).unwrap_or(Errno::SRCH))?;
     parse_process(&status).ok_or(Errno::SRCH)
 }
@@ -480,7 +482,24 @@ pub(crate) fn may_look_into_others() -> Result<(), Errno> {
     let byte = 0_u8;
     ourselves.memory((&raw const byte).addr() as u64, 1)?;
     let pidfd = ourselves.process()?;
-    pidfd_getfd(&pidfd, pidfd.as_raw_fd(), PidfdGetfdFlags::empty()).map(drop)
+    pidfd_getfd(&pidfd, pidfd.as_raw_fd(), PidfdGetfdFlags::empty())?;
+    // Who looks into itself is never refused by Yama.
+    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    let own = capabilities(None)?.effective;
+    match does_yama_forbid(&scope, own.contains(CapabilitySet::SYS_PTRACE)) {
+        true => Err(Errno::PERM),
+        false => Ok(()),
+    }
+}
+
+/// Tells whether the setting `kernel.yama.ptrace_scope` keeps even a process's ancestors from looking
+/// into it. (1 keeps all others.)
+fn does_yama_forbid(scope: &str, has_sys_ptrace: bool) -> bool {
+    match scope.trim() {
+        "2" => !has_sys_ptrace,
+        "3" => true,
+        _ => false,
+    }
 }
 
 /// A structure that the kernel fills, and room for what later kernels add to it. All zero at first,
@@ -503,6 +522,27 @@ impl<T: Plain> Room<T> {
             // SAFETY: numbers only, for which zero is a value.
             value: unsafe { mem::zeroed() },
             more: [0; 512],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn yama_forbids_what_its_documentation_says() {
+        for (scope, has_sys_ptrace, is_forbidden) in [
+            ("", false, false), // Without Yama, there is no such file.
+            ("0\n", false, false),
+            ("1\n", false, false),
+            ("2\n", false, true),
+            ("2\n", true, false),
+            ("3\n", false, true),
+            ("3\n", true, true),
+        ] {
+            let answer = does_yama_forbid(scope, has_sys_ptrace);
+            assert_eq!(answer, is_forbidden, "{scope:?} {has_sys_ptrace}");
         }
     }
 }

@@ -167,6 +167,36 @@ print('good')
     assert_eq!(ended.stdout, "good\n");
 }
 
+/// It has room for 128 of these, for TCP and UDP.
+#[test]
+fn below_another_with_no_room_for_its_ports_a_server_with_the_option_gets_one() {
+    let server = "
+import os, socket
+server = socket.create_server(('127.0.0.1', int(os.environ['PORT'])))
+print('good')
+";
+    let outer = ["run", "--hand-off", "strict", "--"];
+    let inner = |mode| [PORTPICKER, "run", "-n", "129", "--hand-off", mode, "--"];
+    let command = ["python3", "-c", server];
+    let ended = run(&mut portpicker(
+        &[&outer[..], &inner("auto"), &command].concat(),
+    ));
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "good\n"));
+    let complaint = "portpicker: the supervisor above has no room for the ports";
+    assert!(ended.stderr.starts_with(complaint), "{ended:?}");
+    assert!(
+        ended
+            .stderr
+            .contains("but for servers that set SO_REUSEADDR")
+    );
+
+    let ended = run(&mut portpicker(
+        &[&outer[..], &inner("strict"), &command].concat(),
+    ));
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(125), ""));
+    assert!(ended.stderr.starts_with(complaint), "{ended:?}");
+}
+
 /// The command in a folder that every user may enter.
 struct Everybodys {
     _folder: TempDir,
@@ -264,9 +294,37 @@ fn an_ordinary_users_server_has_its_port_and_restarts() {
         [
             "Address already in use",
             "portpicker: cannot get at the command's sockets: Operation not permitted (os error 1); a \
-             port is in use when the command binds it, since --hand-off strict lets go of none",
+             port is in use when the command binds it, and not let go of",
         ]
     );
+}
+
+/// Whose hold it is has it: the one above cannot let go of it.
+#[test]
+fn an_unreadable_command_below_two_is_refused_and_told() {
+    if !rustix::process::geteuid().is_root() {
+        skip(
+            "run::modes::an_unreadable_command_below_two_is_refused_and_told",
+            "it takes another user",
+        );
+        return;
+    }
+    let everybodys = Everybodys::new();
+    let path = everybodys.path.to_str().unwrap();
+    // Twice: at the first bind, the one above lets go of its own port, in case it is that.
+    let unreadable = format!("import ctypes; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0){BRIEF}");
+    let twice = unreadable.replace("sys.exit(err.strerror)", "print(err.strerror)");
+    let twice = format!("{twice}\ntcp.close()\n{BRIEF}");
+    let inner = ["--", path, "run", "--", "python3", "-c", &twice, "1"];
+    for mode in ["auto", "strict"] {
+        let outer = ["run", "--name", "outer", "--hand-off", mode];
+        let ended = run(&mut everybodys.command(&[&outer[..], &inner].concat()));
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        let refused = ended.stdout.starts_with("Address already in use\n");
+        assert!(refused, "{ended:?}");
+        let complaint = "portpicker: cannot get at the command's sockets";
+        assert_eq!(ended.stderr.matches(complaint).count(), 1, "{ended:?}");
+    }
 }
 
 #[test]
