@@ -156,7 +156,9 @@ Exit status:
   127  COMMAND was not found
   Otherwise that of COMMAND; if a signal ended it, the same one ends portpicker
 
-Signals that portpicker is sent are passed on to COMMAND.
+Signals that portpicker is sent are passed on to COMMAND. ^Z stops both, unless
+COMMAND has left the terminal. A daemon that COMMAND leaves behind keeps the
+ports until it ends.
 
 Environment:
   PORTSERVER_ADDRESS  Port server to ask: the path of its socket, or @name
