@@ -36,7 +36,7 @@ impl Preparation {
     /// it lets go of a port at the very moment that the command binds it.
     pub fn is_possible() -> Result<(), StepDown> {
         notification::is_permitted().map_err(StepDown::NoNotification)?;
-        notification::may_look_into_others().map_err(|errno| StepDown::NoCopies(errno.into()))
+        notification::may_look_into_others().map_err(StepDown::NoCopies)
     }
 
     /// Prepares `command`, so that its calls are asked about once it is started.
@@ -174,7 +174,7 @@ pub enum StepDown {
     NoNotification(io::Error),
     /// We cannot get at the command's sockets.
     ///
-    /// `ENOSYS`: the kernel is older than 5.6. `EPERM`: a sandbox forbids it, or the command has
+    /// `ENOSYS`: the kernel is older than 5.6. `EPERM`: a sandbox or Yama forbids it, or the command has
     /// become another user's, or may not be looked into (ptrace(2), "Ptrace access mode checking").
     NoCopies(io::Error),
 }

@@ -473,7 +473,7 @@ pub(crate) fn parse_process(status: &str) -> Option<u32> {
 
 /// Tells whether this process may look into others at all, by looking into itself: whether it may take
 /// copies of descriptors, and read memory.
-pub(crate) fn may_look_into_others() -> Result<(), Errno> {
+pub(crate) fn may_look_into_others() -> io::Result<()> {
     let ourselves = Call {
         id: 0,
         caller: rustix::process::getpid().as_raw_nonzero().get() as u32,
@@ -486,10 +486,11 @@ pub(crate) fn may_look_into_others() -> Result<(), Errno> {
     // Who looks into itself is never refused by Yama.
     let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
     let own = capabilities(None)?.effective;
-    match does_yama_forbid(&scope, own.contains(CapabilitySet::SYS_PTRACE)) {
-        true => Err(Errno::PERM),
-        false => Ok(()),
+    if does_yama_forbid(&scope, own.contains(CapabilitySet::SYS_PTRACE)) {
+        let reason = "kernel.yama.ptrace_scope forbids it";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
     }
+    Ok(())
 }
 
 /// Tells whether the setting `kernel.yama.ptrace_scope` keeps even a process's ancestors from looking

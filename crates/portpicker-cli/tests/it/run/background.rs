@@ -133,13 +133,15 @@ fn a_server_is_left_running_when_it_listens() {
 fn a_server_that_was_left_may_restart() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = named_pipe(folder.path());
-    let left = leave(&[], &pipe);
-    for _ in 0..5 {
-        left.send(Signal::USR1);
-        assert_eq!(fs::read_to_string(&pipe).unwrap(), "again\n");
-        assert!(!is_bindable(left.port));
+    for mode in ["auto", "strict"] {
+        let left = leave(&["--hand-off", mode], &pipe);
+        for _ in 0..5 {
+            left.send(Signal::USR1);
+            assert_eq!(fs::read_to_string(&pipe).unwrap(), "again\n", "{mode}");
+            assert!(!is_bindable(left.port));
+        }
+        left.end();
     }
-    left.end();
 }
 
 #[test]

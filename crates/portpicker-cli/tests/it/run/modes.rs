@@ -204,19 +204,39 @@ struct Everybodys {
 }
 
 impl Everybodys {
-    fn new() -> Self {
+    /// Returns it, or `None` if the test of this name has to be skipped.
+    fn new(test: &str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            skip(test, "only root starts programs as another user");
+            return None;
+        }
         let open_to_all = Permissions::from_mode(0o755);
         let folder = tempfile::Builder::new()
             .permissions(open_to_all.clone())
             .tempdir()
             .unwrap();
         let path = folder.path().join("portpicker");
-        fs::copy(PORTPICKER, &path).unwrap();
+        // Not by ourselves: a child that another test starts meanwhile would have it open for writing, and
+        // what somebody may write to cannot be run (ETXTBSY).
+        assert!(
+            Command::new("cp")
+                .arg(PORTPICKER)
+                .arg(&path)
+                .status()
+                .unwrap()
+                .success()
+        );
         fs::set_permissions(&path, open_to_all).unwrap();
-        Self {
+        let everybodys = Self {
             _folder: folder,
             path,
+        };
+        let python = ["run", "--hand-off", "lease", "--", "python3", "-c", ""];
+        if !run(&mut everybodys.command(&python)).stderr.is_empty() {
+            skip(test, "python3 is out of reach of other users");
+            return None;
         }
+        Some(everybodys)
     }
 
     /// Returns the command as `nobody` starts it.
@@ -242,17 +262,10 @@ fn an_ordinary_users_server_has_its_port_and_restarts() {
         // All other tests are an ordinary user's then.
         return;
     }
-    let everybodys = Everybodys::new();
-    if !run(&mut everybodys.command(&["run", "--hand-off", "lease", "--", "python3", "-c", ""]))
-        .stderr
-        .is_empty()
-    {
-        skip(
-            "run::modes::an_ordinary_users_server_has_its_port_and_restarts",
-            "python3 is out of reach of other users",
-        );
+    let test = "run::modes::an_ordinary_users_server_has_its_port_and_restarts";
+    let Some(everybodys) = Everybodys::new(test) else {
         return;
-    }
+    };
     let server = ["--", "python3", "-c", SERVER];
     let strict = [&["run", "--hand-off", "strict"], &server[..]].concat();
     let wait = ["run", "--wait-listening", "60", "--", "python3", "-c", ""];
@@ -299,17 +312,51 @@ fn an_ordinary_users_server_has_its_port_and_restarts() {
     );
 }
 
+/// With CAP_NET_RAW, nobody gets in beside a server of all addresses: docs/safety.md.
+#[test]
+fn a_copy_with_a_capability_keeps_it_to_itself() {
+    let test = "run::modes::a_copy_with_a_capability_keeps_it_to_itself";
+    let Some(everybodys) = Everybodys::new(test) else {
+        return;
+    };
+    let mut setcap = Command::new("setcap");
+    setcap.arg("cap_net_raw+ep").arg(&everybodys.path);
+    match setcap.status() {
+        Ok(status) => assert!(status.success()),
+        Err(err) => return skip(test, &format!("setcap: {err}")),
+    }
+    let script = "
+def capabilities(pid):
+    for line in open(f'/proc/{pid}/status'):
+        if line.startswith(('CapPrm:', 'CapEff:')):
+            print(line.split()[1].lstrip('0'))
+capabilities(os.getppid())
+capabilities('self')
+";
+    let script = [BRIEF, script].concat();
+    let arguments = [
+        "run",
+        "--hand-off",
+        "strict",
+        "--",
+        "python3",
+        "-c",
+        &script,
+        "0",
+    ];
+    let ended = run(&mut everybodys.command(&arguments));
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    // CAP_NET_RAW is the 13th bit.
+    assert_eq!(ended.stdout, "listening\n2000\n2000\n\n\n");
+}
+
 /// Whose hold it is has it: the one above cannot let go of it.
 #[test]
 fn an_unreadable_command_below_two_is_refused_and_told() {
-    if !rustix::process::geteuid().is_root() {
-        skip(
-            "run::modes::an_unreadable_command_below_two_is_refused_and_told",
-            "it takes another user",
-        );
+    let test = "run::modes::an_unreadable_command_below_two_is_refused_and_told";
+    let Some(everybodys) = Everybodys::new(test) else {
         return;
-    }
-    let everybodys = Everybodys::new();
+    };
     let path = everybodys.path.to_str().unwrap();
     // Twice: at the first bind, the one above lets go of its own port, in case it is that.
     let unreadable = format!("import ctypes; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0){BRIEF}");
