@@ -52,18 +52,18 @@ const GRACE: Duration = Duration::from_secs(5);
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let inherited = Inherited::at_start();
     // Before the command is started: no signal may get lost.
-    let split = Signals::block().and_then(|signals| Ok((relay::split()?, signals)));
-    let status = match split {
-        Ok((Side::Relay(relay), signals)) => relay
-            .wait(&signals)
-            .unwrap_or_else(|failure| complain(&failure)),
-        Ok((Side::Keeper(report), signals)) => {
+    let both = Signals::block()
+        .map_err(Failure::Signals)
+        .and_then(|signals| Ok((signals, relay::split().map_err(Failure::Processes)?)));
+    let seen = match both {
+        Ok((signals, Side::Relay(relay))) => relay.wait(&signals),
+        Ok((signals, Side::Keeper(report))) => {
             keep(arguments, signals, report, inherited);
             return ExitCode::SUCCESS;
         }
-        Err(err) => complain(&Failure::Processes(err)),
+        Err(failure) => Err(failure),
     };
-    relay::exit_like(status)
+    relay::exit_like(seen.unwrap_or_else(|failure| complain(&failure)))
 }
 
 /// Runs the command, reports how it has ended, and keeps its ports for what it has left behind.
@@ -101,14 +101,15 @@ fn keep(arguments: &Arguments, signals: Signals, report: Report, inherited: Inhe
 /// Otherwise a pipe that somebody reads to its end would stay open as long as a daemon runs, and a
 /// folder could not be unmounted.
 fn to_background(signals: Signals, inherited: Inherited) -> io::Result<()> {
+    // What can fail comes first, as long as somebody can be told.
     let dev_null = File::options().read(true).write(true).open("/dev/null")?;
-    rustix::stdio::dup2_stdin(&dev_null)?;
-    rustix::stdio::dup2_stdout(&dev_null)?;
-    rustix::stdio::dup2_stderr(&dev_null)?;
-    inherited.close();
     env::set_current_dir("/")?;
     rustix::process::setsid()?;
-    signals.release()
+    signals.release()?;
+    inherited.close();
+    rustix::stdio::dup2_stdin(&dev_null)?;
+    rustix::stdio::dup2_stdout(&dev_null)?;
+    Ok(rustix::stdio::dup2_stderr(&dev_null)?)
 }
 
 fn complain(failure: &Failure) -> ExitStatus {

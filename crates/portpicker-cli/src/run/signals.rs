@@ -91,8 +91,10 @@ impl Signals {
         unsafe { command.pre_exec(restore) };
     }
 
-    /// Leaves signals to do what they do, but that children vanish when they end.
+    /// Leaves signals to do what they do from now on, but that children vanish when they end.
     pub(crate) fn release(self) -> io::Result<()> {
+        // What has been sent already was meant for the command.
+        while self.next()?.is_some() {}
         // SAFETY: no handler.
         unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
         Ok(SigSet::empty().thread_set_mask()?)
