@@ -1,7 +1,7 @@
 //! The actors: who is there, who has ended, and who is to be killed.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,10 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use portpicker_testing::Exit;
-use rustix::process::{Signal, WaitOptions, kill_process, kill_process_group, wait, waitpid};
+use rustix::process::{
+    PidfdFlags, Signal, WaitOptions, kill_process, kill_process_group, pidfd_open,
+    pidfd_send_signal, wait, waitpid,
+};
 
 use crate::actor::ID;
 use crate::event::Id;
@@ -171,13 +174,30 @@ impl Crew {
         }
     }
 
-    /// Kills the process that a lease depends on, and not what that has started.
-    pub(crate) fn behead(&self, id: Id) {
+    /// Kills one process of an actor's: its first one, or the child of that. Not what they have
+    /// started.
+    pub(crate) fn kill_one(&self, id: Id, which: Which) {
         let mut members = self.roll.members();
         let member = &mut members[id as usize - 1];
         member.is_doomed = true;
-        if member.exit.is_some() {
-            _ = kill_process(to_pid(member.pid), Signal::KILL);
+        if member.exit.is_none() {
+            return;
+        }
+        let child = || {
+            let pid = member.pid;
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+            children.split_whitespace().next()?.parse().ok()
+        };
+        let pid = match which {
+            Which::First => Some(member.pid),
+            Which::Child => child(),
+        };
+        let pidfd = pid.and_then(|pid| pidfd_open(to_pid(pid), PidfdFlags::empty()).ok());
+        // What has the child's number now may be something else.
+        if let Some(pidfd) = pidfd
+            && (which == Which::First || child() == pid)
+        {
+            _ = pidfd_send_signal(pidfd, Signal::KILL);
         }
     }
 
@@ -252,6 +272,13 @@ impl Crew {
     pub(crate) fn dismiss(&mut self) {
         self.lifeline = None;
     }
+}
+
+/// Which of the processes that an actor consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    First,
+    Child,
 }
 
 /// Says something as the soak itself.

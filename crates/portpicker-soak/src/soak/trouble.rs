@@ -9,7 +9,7 @@ use std::time::Instant;
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{Result, Soak, disk};
-use crate::crew::to_pid;
+use crate::crew::{Which, to_pid};
 use crate::event::Id;
 use crate::place;
 use crate::server::{Life, Server};
@@ -47,12 +47,19 @@ impl Soak {
         let Some((id, kind)) = self.anybody(|_| true) else {
             return Ok(());
         };
-        if kind == "run" && self.random.below(2) == 0 {
-            self.crew.behead(id);
-            self.count("`portpicker run` killed, and not its command");
-        } else {
-            self.crew.kill(id);
-            self.count("actors killed");
+        match self.random.below(4) {
+            0 if kind == "run" => {
+                self.crew.kill_one(id, Which::First);
+                self.count("what the caller sees of `portpicker run` killed, and nothing else");
+            }
+            1 if kind == "run" => {
+                self.crew.kill_one(id, Which::Child);
+                self.count("`portpicker run` killed, and not its command");
+            }
+            _ => {
+                self.crew.kill(id);
+                self.count("actors killed");
+            }
         }
         Ok(())
     }

@@ -14,6 +14,10 @@
 //! set-uid programs (`no_new_privs`). The calls of 32-bit programs are not seen, nor are io_uring's:
 //! to them the port is in use.
 //!
+//! Where Yama restricts ptrace(2), as Ubuntu does, only an ancestor gets at a process's sockets. A
+//! daemon whose parent has ended is out of reach there, and its bind lets go of the ports, unless this
+//! program adopts orphans (`PR_SET_CHILD_SUBREAPER`), or is itself below `portpicker run`, which does.
+//!
 //! # References
 //!
 //! - [seccomp_unotify(2)](https://man7.org/linux/man-pages/man2/seccomp_unotify.2.html)
