@@ -293,7 +293,7 @@ fn assert_has_ended(file: &Path) {
 fn a_command_that_does_not_listen_in_time_is_ended() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pid");
-    let mut command = portpicker(&["run", "--wait-listening", "0.2", "--"]);
+    let mut command = portpicker(&["run", "--wait-listening", "1", "--"]);
     let ended = run(command.args(silent(&file)));
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(125), ""));
     assert!(
