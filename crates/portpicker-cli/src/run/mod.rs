@@ -21,7 +21,7 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use portpicker::hand_off::{Answered, Preparation, StepDown, Supervisor, can_entrust, entrust};
+use portpicker::hand_off::{Answered, By, Preparation, StepDown, Supervisor, find_supervisor};
 use portpicker::process::Pid;
 use portpicker::{Error, Hold, Kind, Lease, is_listening, wait_listening};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -327,20 +327,12 @@ fn hand_off(arguments: &Arguments, picked: &[Picked]) -> Result<Means, Failure> 
         HandOff::Strict => true,
         HandOff::Auto => false,
     };
-    let possible = match Preparation::is_possible() {
-        Err(StepDown::NoNotification(_)) if can_entrust() => {
-            let sockets: Vec<_> = picked.iter().flat_map(Picked::descriptors).collect();
-            match entrust(&sockets) {
-                Ok(()) => return Ok(Means::OuterSupervision),
-                Err(err) => Err(StepDown::NoNotification(err)),
-            }
-        }
-        possible => possible,
-    };
-    match possible {
-        Ok(()) => Ok(Means::Supervision {
+    let holders: Vec<_> = picked.iter().flat_map(Picked::descriptors).collect();
+    match find_supervisor(&holders) {
+        Ok(By::ThisProcess) => Ok(Means::Supervision {
             is_step_down_told: false,
         }),
+        Ok(By::Above) => Ok(Means::OuterSupervision),
         Err(reason) if is_strict => Err(Failure::NotStrict(reason)),
         Err(reason @ StepDown::NoCopies(_)) => {
             output::warn(&reason, LETTING_GO);

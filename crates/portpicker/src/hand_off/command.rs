@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::guest::{can_entrust, entrust, withdraw};
+use super::guest::{By, find_supervisor, withdraw};
 use super::{Preparation, StepDown};
 use crate::hold::Hold;
 use crate::lease::Lease;
@@ -127,10 +127,9 @@ impl HandOff {
     pub fn spawn(mut self) -> io::Result<HandedOff> {
         let ports = self.holds.iter().map(Hold::port).collect();
         let mut preparation = None;
-        let (step_down, kept) = match Preparation::is_possible() {
-            Err(StepDown::NoNotification(_)) if can_entrust() => {
-                (None, Kept::entrusted(self.holds)?)
-            }
+        let holders: Vec<_> = self.holds.iter().flat_map(Hold::descriptors).collect();
+        let (step_down, kept) = match find_supervisor(&holders) {
+            Ok(By::Above) => (None, Kept::entrusted(self.holds)),
             Err(reason) if self.is_strict => {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
             }
@@ -175,8 +174,8 @@ struct Kept {
 }
 
 impl Kept {
-    /// Has the supervisor that this process is below look after `holds`.
-    fn entrusted(holds: Vec<Hold>) -> io::Result<Self> {
+    /// Returns `holds`, which the supervisor above has been entrusted with.
+    fn entrusted(holds: Vec<Hold>) -> Self {
         let mut kept = Self::default();
         for hold in holds {
             let (lease, bound) = hold.into_parts();
@@ -184,8 +183,7 @@ impl Kept {
             kept.entrusted.extend(bound.udp);
             kept._leases.push(lease);
         }
-        entrust(&kept.entrusted)?;
-        Ok(kept)
+        kept
     }
 
     fn with_open_doors(mut holds: Vec<Hold>) -> io::Result<Self> {

@@ -11,6 +11,8 @@ use std::os::fd::AsFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, listen, socket_with};
 
+use super::{Preparation, StepDown};
+
 /// What is wished of a supervisor from below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
@@ -29,6 +31,34 @@ impl Wish {
 
     fn make(self, socket: impl AsFd) -> Result<(), Errno> {
         listen(socket, self as i32)
+    }
+}
+
+/// Who carries out the binds of a command of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// This process, by a supervisor of its own.
+    ThisProcess,
+    /// The supervisor that this process is below.
+    Above,
+}
+
+/// Finds who can carry out a command's binds on the ports that `holders` hold (see
+/// [`Hold::descriptors`](crate::Hold::descriptors)).
+///
+/// If that is the supervisor above, it has been [entrusted](entrust) with them: only that shows whether
+/// it has room.
+///
+/// # Errors
+///
+/// What stands in the way: see [`Preparation::is_possible`].
+pub fn find_supervisor<S: AsFd>(holders: &[S]) -> Result<By, StepDown> {
+    match Preparation::is_possible() {
+        Err(StepDown::NoNotification(_)) if can_entrust() => match entrust(holders) {
+            Ok(()) => Ok(By::Above),
+            Err(err) => Err(StepDown::NoNotification(err)),
+        },
+        possible => possible.map(|()| By::ThisProcess),
     }
 }
 

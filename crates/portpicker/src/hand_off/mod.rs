@@ -32,7 +32,7 @@ mod guest;
 mod supervisor;
 
 pub use command::{HandOff, HandedOff};
-pub use guest::{can_entrust, entrust, withdraw};
+pub use guest::{By, can_entrust, entrust, find_supervisor, withdraw};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use supervisor::parse_address;
 pub use supervisor::{Answered, Preparation, StepDown, Supervisor};
