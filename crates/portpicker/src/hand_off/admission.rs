@@ -15,7 +15,8 @@
 //! - *SO_REUSEADDR* on both, for any other TCP socket without CAP_NET_RAW. For that moment anybody else who
 //!   sets it may bind the port too. That is of no use to them: they would have to listen in the same
 //!   moment, in between our two system calls. If somebody does, our visitor is refused, and tries
-//!   again until the other has gone.
+//!   again until the other has gone. (A visitor that listened at once, in the moment of its bind,
+//!   would leave them less room, and could no longer connect from its port, which a client may want.)
 //! - *SO_REUSEPORT* on both, for a visitor that sets it, and that others of its kind are there
 //!   before. They are a group, among which the kernel deals connections or datagrams, and whose
 //!   members it finds only on the same interface. In that moment others get in who are the same
