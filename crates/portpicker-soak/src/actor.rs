@@ -415,8 +415,8 @@ impl Me {
                 break;
             }
         }
-        // They are let go when this process has ended, and before its supervisor has.
-        self.say(&format!("unheld {}", words(&ports)));
+        // They end with this process, and before whoever waits for `portpicker run` sees that end.
+        self.say(&format!("returned {}", words(&ports)));
     }
 
     /// A stranger who binds numbers unasked: of those that are for it.
