@@ -24,9 +24,9 @@ pub(crate) struct Request {
     pub(crate) hold: bool,
 }
 
-/// After how many occupied candidates it is worth asking who listens at one before it is tried: the
-/// first question costs as much as three locks and probes save.
-const CROWD: usize = 2;
+/// After how many occupied candidates it is worth asking who listens at one before it is tried. The
+/// first question costs more than that one saves, but where one is occupied, more are.
+const CROWD: usize = 1;
 
 /// The ports to search.
 #[derive(Debug)]

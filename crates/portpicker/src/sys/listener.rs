@@ -83,24 +83,21 @@ fn ask(socket: impl AsFd, port: u16, flags: u16) -> Result<u16, Errno> {
     parse(answer).ok_or(Errno::BADMSG)?
 }
 
-/// A netlink header, and a `struct inet_diag_req_v2`.
-fn request(port: u16, flags: u16) -> Vec<u8> {
-    let address = [Ipv4Addr::LOCALHOST.octets(), [0; 4], [0; 4], [0; 4]];
-    [
-        &72_u32.to_ne_bytes()[..],
-        &SOCK_DIAG_BY_FAMILY.to_ne_bytes(),
-        &(NLM_F_REQUEST | flags).to_ne_bytes(),
-        &[0; 8], // The numbers of the message and of its sender.
-        &[libc::AF_INET as u8, libc::IPPROTO_TCP as u8, 0, 0],
-        &[0; 4], // In which states, in a list: none.
-        &port.to_be_bytes(),
-        &[0; 2],
-        address.as_flattened(), // Here.
-        address.as_flattened(), // There.
-        &[0; 4],                // On any interface.
-        &INET_DIAG_NOCOOKIE,
-    ]
-    .concat()
+/// A netlink header, and a `struct inet_diag_req_v2`: all zero, but for these fields.
+fn request(port: u16, flags: u16) -> [u8; 72] {
+    let mut request = [0; 72];
+    let mut put = |at: usize, bytes: &[u8]| request[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &72_u32.to_ne_bytes());
+    put(4, &SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    put(6, &(NLM_F_REQUEST | flags).to_ne_bytes());
+    put(16, &[libc::AF_INET as u8, libc::IPPROTO_TCP as u8]);
+    // Where the states are that a list is to have: none.
+    put(24, &port.to_be_bytes());
+    // From here to here.
+    put(28, &Ipv4Addr::LOCALHOST.octets());
+    put(44, &Ipv4Addr::LOCALHOST.octets());
+    put(64, &INET_DIAG_NOCOOKIE);
+    request
 }
 
 /// Returns the type of a message, or the error that it reports; `None` if it is too short.
