@@ -21,7 +21,7 @@ use crate::tools::{Places, Tool};
 use crate::{collisions, cost, servers, thefts};
 
 /// No job takes so long unless something hangs.
-const DEADLINE: Duration = Duration::from_secs(300);
+const DEADLINE: Duration = Duration::from_secs(600);
 
 /// What a job is told.
 #[derive(Debug, Serialize, Deserialize)]
