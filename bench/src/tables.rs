@@ -16,12 +16,25 @@ pub fn markdown(report: &Report) -> String {
         text: String::new(),
     };
     page.heading();
-    page.glance();
-    page.collisions();
-    page.thefts();
-    page.cost();
-    page.crowded();
-    page.servers();
+    // What was not measured has no table, as it has no plot.
+    if !report.cost.rows.is_empty() {
+        page.glance();
+    }
+    if !report.collisions.rows.is_empty() {
+        page.collisions();
+    }
+    if !report.thefts.rows.is_empty() {
+        page.thefts();
+    }
+    if !report.cost.rows.is_empty() {
+        page.cost();
+    }
+    if !report.crowded.rows.is_empty() {
+        page.crowded();
+    }
+    if !report.memory.rows.is_empty() {
+        page.servers();
+    }
     page.troubles();
     page.text
 }
