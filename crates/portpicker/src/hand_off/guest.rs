@@ -54,8 +54,9 @@ pub enum By {
 /// What stands in the way: see [`Preparation::is_possible`].
 pub fn find_supervisor<S: AsFd>(holders: &[S]) -> Result<By, StepDown> {
     match Preparation::is_possible() {
-        Err(StepDown::NoNotification(_)) if can_entrust() => match entrust(holders) {
+        Err(reason @ StepDown::NoNotification(_)) => match entrust(holders) {
             Ok(()) => Ok(By::Above),
+            Err(err) if err.kind() == io::ErrorKind::Unsupported => Err(reason),
             Err(err) => Err(StepDown::NoNotification(err)),
         },
         possible => possible.map(|()| By::ThisProcess),
