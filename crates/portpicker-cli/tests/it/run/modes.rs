@@ -13,6 +13,9 @@ use tempfile::TempDir;
 use super::{SERVER, is_bindable};
 use crate::support::{Ended, PORTPICKER, Talking, portpicker, run};
 
+/// What runs a Python program with its port and nothing less.
+const STRICT: [&str; 6] = ["run", "--hand-off", "strict", "--", "python3", "-c"];
+
 /// A server that listens and ends, with SO_REUSEADDR if `reuse` is `1`.
 const BRIEF: &str = "
 import os, socket, sys
@@ -295,8 +298,7 @@ fn an_ordinary_users_server_has_its_port_and_restarts() {
     );
 
     let unreadable = format!("import ctypes; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0){BRIEF}");
-    let strict = ["run", "--hand-off", "strict", "--", "python3", "-c"];
-    let strict = [&strict[..], &[&unreadable, "1"]].concat();
+    let strict = [&STRICT[..], &[&unreadable, "1"]].concat();
     let ended = run(&mut everybodys.command(&strict));
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""));
     // Two processes say something, at the same time.
@@ -334,16 +336,7 @@ capabilities(os.getppid())
 capabilities('self')
 ";
     let script = [BRIEF, script].concat();
-    let arguments = [
-        "run",
-        "--hand-off",
-        "strict",
-        "--",
-        "python3",
-        "-c",
-        &script,
-        "0",
-    ];
+    let arguments = [&STRICT[..], &[&script, "0"]].concat();
     let ended = run(&mut everybodys.command(&arguments));
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
     // CAP_NET_RAW is the 13th bit.
@@ -399,16 +392,9 @@ fn in_a_user_namespace_all_is_as_outside() {
         let script = BRIEF.replace("sys.argv[1]", "'0'");
         command
             .args(&wrapper[1..])
-            .args([
-                PORTPICKER,
-                "run",
-                "--hand-off",
-                "strict",
-                "--",
-                "python3",
-                "-c",
-                &script,
-            ])
+            .arg(PORTPICKER)
+            .args(STRICT)
+            .arg(&script)
             .env_remove("PORTSERVER_ADDRESS")
             .env_remove("PORTPICKER_PORTS");
         assert_eq!(run(&mut command), listened(), "{wrapper:?}");
